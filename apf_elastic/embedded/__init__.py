@@ -1,0 +1,1 @@
+"""The embedded work queue: sees the loop work without any server."""

@@ -1,0 +1,1 @@
+"""What supplies resources: one file per kind of backend."""

@@ -1,0 +1,1 @@
+"""Commented example configurations, one per kind of user."""

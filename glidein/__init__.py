@@ -1,0 +1,1 @@
+"""What runs on a resource to join the pool."""
