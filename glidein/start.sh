@@ -1,0 +1,542 @@
+#!/bin/bash
+#
+# start.sh: makes the resource it runs on an HTCondor execute node of our pool, and leaves no trace of it.
+#
+# README.md, beside this file, has the settings, the steps, the log and the exit codes. Top to bottom:
+# words, settings, work directory and its end, node checks, configuration, life, main. Needs bash 4.4.
+
+set -uo pipefail
+umask 077
+export LC_ALL=C TZ=UTC
+IFS=$' \t\n'
+
+readonly DONE=0 BAD_SETTINGS=80 BROKEN_NODE=81 NOT_JOINED=82 CONDOR_FAILED=83 STOPPED=84
+readonly TICK_S=5 ASK_TIMEOUT_S=20 KILL_AFTER_S=20
+
+# --------------------------------------------------------------------------------------------------- words
+
+say() {
+    printf '%(%Y-%m-%dT%H:%M:%SZ)T %s\n' -1 "${1//[^[:print:]]/?}" 2>/dev/null
+    return 0
+}
+
+# Sets NOW, in seconds that no adjustment of the node's clock moves.
+look_at_clock() {
+    local up
+    if read -r up _ < /proc/uptime; then NOW=${up%%.*}; else NOW=$SECONDS; fi 2>/dev/null
+}
+
+leave() {
+    code=$1 why=$2
+    exit "$code"
+}
+
+# Runs a command in the background: bash would hold back the traps while one runs in the foreground.
+patiently() {
+    "$@" {life}>&- &
+    outlast $!
+}
+
+# Waits for a child also when signals interrupt the waiting; its status.
+outlast() {
+    local status
+    while wait "$1" 2>/dev/null; status=$?; kill -0 "$1" 2>/dev/null; do :; done
+    return "$status"
+}
+
+# ------------------------------------------------------------------------------------------------ settings
+
+bad() { leave "$BAD_SETTINGS" "bad setting: $1 $2"; }
+
+# A word that is published: nothing that could end a ClassAd string, start a macro, or begin a line.
+word() {
+    [ -n "${!1-}" ] || bad "$1" "is not set"
+    [[ ${!1} =~ ^[A-Za-z0-9._@:/+-]{1,200}$ ]] || bad "$1" "must be 1 to 200 characters of A-Z a-z 0-9 . _ @ : / + -"
+}
+
+# number NAME DEFAULT LEAST
+number() {
+    local value=${!1:-$2}
+    [ -n "$value" ] || bad "$1" "is not set"
+    [[ $value =~ ^[0-9]{1,10}$ ]] || bad "$1" "must be a whole number"
+    value=$((10#$value))
+    ((value >= $3)) || bad "$1" "must be at least $3"
+    printf -v "$1" %d "$value"
+}
+
+# text NAME DEFAULT PATTERN WHAT
+text() {
+    local value=${!1:-$2}
+    [[ $value =~ ^($3)$ ]] || bad "$1" "must be $4"
+    printf -v "$1" %s "$value"
+}
+
+# Paths end up in HTCondor's configuration, which has no quotes for them.
+plain_path() { [[ $1 =~ ^/[A-Za-z0-9._@:/+,=~-]*$ ]]; }
+
+read_settings() {
+    local name host quarter
+    for name in ID FACTORY QUEUE BACKEND OFFERING; do word "GLIDEIN_$name"; done
+
+    host='([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?(\?sock=[A-Za-z0-9._-]+)?'
+    text GLIDEIN_COLLECTOR '' "$host(,$host)*" "HOST:PORT[,HOST:PORT...]"
+
+    number GLIDEIN_CORES '' 1
+    number GLIDEIN_MEMORY_MB 0 0
+    number GLIDEIN_DISK_MB 0 0
+    number GLIDEIN_GPUS 0 0
+    number GLIDEIN_OVERCOMMIT 0 0
+    number GLIDEIN_IDLE_S 600 0
+    number GLIDEIN_WALLTIME_S 0 0
+    number GLIDEIN_JOB_LIMIT_S 0 0
+    number GLIDEIN_LEASE_S 0 0
+    quarter=$((GLIDEIN_LEASE_S / 4))
+    number GLIDEIN_LEASE_CHECK_S $((quarter < 10 ? 10 : quarter)) 1
+    number GLIDEIN_JOIN_S 300 1
+    number GLIDEIN_HOLD_S 1200 0
+    number GLIDEIN_UPDATE_S 120 1
+    number GLIDEIN_MAX_QUICK_FAILURES 5 0
+    number GLIDEIN_QUICK_S 20 1
+
+    text GLIDEIN_TOKEN ./token '.+' "the path of a file"
+    text GLIDEIN_START True '[^$\]+' "one line without \$ and backslash"
+    [[ $GLIDEIN_START =~ ^[[:print:]]+$ ]] || bad GLIDEIN_START "must be one line of ASCII"
+    text GLIDEIN_NETWORK '' '[A-Za-z0-9.:*_-]*' "an address or the name of an interface"
+    text GLIDEIN_DOMAIN '' '[A-Za-z0-9.-]*' "a domain name"
+    text GLIDEIN_WORK '' '(/[A-Za-z0-9._@:/+,=~-]*)?' "an absolute path of A-Z a-z 0-9 . _ @ : / + , = ~ -"
+    text GLIDEIN_USER nobody '[A-Za-z0-9._][A-Za-z0-9._-]*' "the name of a user"
+    GLIDEIN_CHECKS=${GLIDEIN_CHECKS-} GLIDEIN_CONFIG=${GLIDEIN_CONFIG-} GLIDEIN_CONDOR=${GLIDEIN_CONDOR-}
+    [ -z "$GLIDEIN_CONFIG" ] || [ -f "$GLIDEIN_CONFIG" ] || bad GLIDEIN_CONFIG "must be a file"
+    if [ -n "$GLIDEIN_CHECKS" ]; then
+        GLIDEIN_CHECKS=$(readlink -f -- "$GLIDEIN_CHECKS") && [ -f "$GLIDEIN_CHECKS" ] && [ -x "$GLIDEIN_CHECKS" ] \
+            || bad GLIDEIN_CHECKS "must be an executable file"
+    fi
+
+    as_user=()
+    if ((EUID == 0)); then
+        [ "$(id -u "$GLIDEIN_USER" 2>/dev/null || echo 0)" != 0 ] || bad GLIDEIN_USER "must be a user that is there and not root"
+        as_user=(setpriv --reuid "$GLIDEIN_USER" --regid "$(id -g "$GLIDEIN_USER")" --clear-groups --)
+    fi
+}
+
+# The job we run in may be HTCondor's as well, and may carry credentials that are none of our business.
+clean_environment() {
+    local name
+    inherited_path=$PATH inherited_scratch=${_CONDOR_SCRATCH_DIR-}
+    export PATH=/usr/local/bin:/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/sbin
+    for name in $(compgen -e); do
+        case ${name^^} in
+            _CONDOR_* | CONDOR_* | LD_PRELOAD | LD_LIBRARY_PATH | BASH_ENV | ENV | CDPATH | OMP_* | GREP_* | \
+                BEARER_TOKEN* | X509_USER_*) unset "$name" ;;
+        esac
+    done
+}
+
+# -------------------------------------------------------------------------------- work directory and its end
+
+make_work() {
+    local base made=''
+    for base in "$GLIDEIN_WORK" "$inherited_scratch" "${OSG_WN_TMP-}" "${TMPDIR-}" "$PWD" /tmp; do
+        if plain_path "$base" && made=$(mktemp -d "$base/apf-glidein.XXXXXXXXXX" 2>/dev/null); then
+            chmod 711 "$made"
+            "${as_user[@]}" test -x "$made/." && break
+            rmdir "$made"
+        fi
+        made=''
+        [ -z "$GLIDEIN_WORK" ] || break
+    done
+    [ -n "$made" ] || broken "there is no directory to work in"
+    work=$(readlink -f -- "$made")
+
+    # Every process of this glidein inherits the lock: while it is held, somebody uses the directory.
+    exec {lock}> "$work/owner"
+    flock -n "$lock" && cat /proc/sys/kernel/random/boot_id > "$work/owner"
+    start_undertaker
+    remove_stale "${work%/*}"
+
+    mkdir "$work"/{log,execute,spool,lock,run,cred,tmp,tokens.d,passwords.d} || broken "$work cannot be written"
+    chmod 755 "$work/execute"
+}
+
+# Ends every process of the glidein in directory $1, whose condor_master is $2, and removes the directory. Daemons and
+# jobs are known by the directory's random name in their environment, never by a number that may have been reused.
+bury() {
+    local work=$1 master=$2 left i
+    if grep -qsF -- "$work/" "/proc/${master:-none}/environ" && kill -QUIT "$master"; then
+        for ((i = 0; i < 100; i++)); do kill -0 "$master" && sleep 0.1 || break; done
+    fi
+    for ((i = 0; i < 20; i++)); do
+        left=$(grep -slF -- "$work/" /proc/[0-9]*/environ | tr -cd '0-9\n')
+        [ -n "$left" ] || break
+        # shellcheck disable=SC2086
+        kill -KILL $left
+        sleep 0.1
+    done
+    rm -rf -- "$work" || { chmod -R u+rwx -- "$work"; rm -rf -- "$work"; }
+} 2>/dev/null
+
+# In a session of its own, asleep on a pipe that ends with this script, however that ends, kill -9 included.
+start_undertaker() {
+    local text
+    text="$(declare -f bury)"$'\nmaster=; while read -r line; do master=$line; done; bury "$1" "$master"'
+    exec {life}> >(exec setsid bash -c "$text" undertaker "$work" > /dev/null 2>&1)
+    undertaker=$!
+}
+
+clean_up() {
+    [ -n "$undertaker" ] || return 0
+    exec {life}>&-
+    outlast "$undertaker"
+    undertaker=''
+    [ ! -e "$work" ] || bury "$work" "$master"
+}
+
+# Removes what glideins left that were killed together with their undertakers: on this machine, since it was booted, and
+# with a free lock. Anything less (another host on a shared file system, a container) is no proof of death.
+remove_stale() {
+    local dir old
+    for dir in "$1"/apf-glidein.*; do
+        [ "$dir" != "$work" ] && [ -O "$dir" ] && cmp -s "$dir/owner" /proc/sys/kernel/random/boot_id || continue
+        (exec {old}< "$dir/owner" && timeout 5 flock -n "$old" && rm -rf -- "$dir") 2>/dev/null \
+            && say "removed $dir, left by a glidein that is dead"
+    done
+}
+
+finish() {
+    local status=$?
+    trap '' TERM INT QUIT HUP USR1 USR2 XCPU
+    [ -n "$why" ] || { why="start.sh failed" code=$status; }
+    kill "$napping" 2>/dev/null
+    clean_up
+    say "left: $why; jobs run: $jobs, failed: $failed_jobs; exit code $code"
+    exit "$code"
+}
+
+# --------------------------------------------------------------------------------------------- node checks
+
+# A broken node that gave its place back at once would be given the next glidein, and the next.
+broken() {
+    local hold=$GLIDEIN_HOLD_S
+    code=$BROKEN_NODE why="broken node: $1"
+    say "$why"
+    clean_up
+    look_at_clock
+    if ((GLIDEIN_WALLTIME_S > 0 && hold > began + GLIDEIN_WALLTIME_S - NOW)); then
+        hold=$((began + GLIDEIN_WALLTIME_S - NOW))
+    fi
+    if ((hold > 0)); then
+        say "holding the node back for $hold s, so that it does not eat the queue"
+        sleep "$hold" &
+        napping=$!
+        wait "$napping"
+    fi
+    exit "$code"
+}
+
+find_condor() {
+    local found tool
+    if [ -n "$GLIDEIN_CONDOR" ]; then
+        release=$(readlink -f -- "$GLIDEIN_CONDOR") || broken "the directory GLIDEIN_CONDOR is not there"
+    else
+        found=$(PATH=$inherited_path:$PATH type -P condor_master) || broken "there is no condor_master on the PATH"
+        found=$(readlink -f -- "$found")
+        release=${found%/*/*}
+    fi
+    plain_path "$release" || broken "HTCondor lies in a directory with a name that it cannot take"
+    for tool in sbin/condor_master sbin/condor_startd sbin/condor_starter bin/condor_status; do
+        "${as_user[@]}" test -x "$release/$tool" || broken "$release/$tool is missing or cannot be executed"
+    done
+    for libexec in "$release/libexec/condor" "$release/lib/condor/libexec" "$release/libexec"; do
+        [ ! -d "$libexec" ] || break
+    done
+    for library in "$release/lib64/condor" "$release/lib/condor" "$release/lib"; do
+        [ ! -d "$library" ] || break
+    done
+}
+
+# The token is the one secret: it moves into a private directory, and the delivered copy goes.
+take_token() {
+    local line payload expires epoch
+    [ -f "$GLIDEIN_TOKEN" ] && [ -r "$GLIDEIN_TOKEN" ] || broken "the token file is missing or cannot be read"
+    cat -- "$GLIDEIN_TOKEN" > "$work/tokens.d/token" || broken "the token file cannot be copied"
+    rm -f -- "$GLIDEIN_TOKEN" 2>/dev/null || say "warning: the delivered copy of the token cannot be removed"
+
+    line=$(grep -m 1 -vE '^[[:space:]]*(#|$)' "$work/tokens.d/token") || broken "the token file is empty"
+    payload=${line#*.} payload=${payload%%.*}
+    payload=$(tr -- '-_' '+/' <<< "$payload")
+    while ((${#payload} % 4)); do payload+='='; done
+    expires=$(base64 -d <<< "$payload" 2>/dev/null | tr -d '\0' | grep -oE '"exp" *: *[0-9]{1,15}' | grep -oE '[0-9]+$')
+    printf -v epoch '%(%s)T' -1
+    [ -z "$expires" ] || ((expires > epoch)) || broken "the token expired $((epoch - expires)) s ago"
+}
+
+# What a process here may use: the node's memory, or less if a control group says so. Sets memory, in MB.
+measure_memory() {
+    local key kb controllers path limit bytes
+    while read -r key kb _ && [ "$key" != MemTotal: ]; do :; done < /proc/meminfo
+    memory=$((kb / 1024))
+    while IFS=: read -r _ controllers path; do
+        case $controllers in
+            '') path=/sys/fs/cgroup$path limit=memory.max ;;
+            memory) path=/sys/fs/cgroup/memory$path limit=memory.limit_in_bytes ;;
+            *) continue ;;
+        esac
+        for (( ; ${#path} > 14; )); do
+            path=${path%/}
+            if read -r bytes < "$path/$limit" && [[ $bytes =~ ^[0-9]{1,18}$ ]] && ((bytes / 1048576 < memory)); then
+                memory=$((bytes / 1048576))
+            fi 2>/dev/null
+            path=${path%/*}
+        done
+    done < /proc/self/cgroup
+}
+
+check_node() {
+    local system=Linux cores memory free
+    # shellcheck disable=SC1091
+    [ ! -r /etc/os-release ] || system=$(. /etc/os-release && echo "${PRETTY_NAME-Linux}")
+    cores=$(nproc)
+    measure_memory
+    free=$(df -Pk "$work" | awk 'END { print int($4 / 1024) }')
+    say "node: $(uname -n), $system, $cores cores, $memory MB memory, $free MB disk free in ${work%/*}"
+
+    ((free > 0 && free >= GLIDEIN_DISK_MB)) || broken "$free MB of disk are free, $GLIDEIN_DISK_MB were bought"
+    if ((GLIDEIN_OVERCOMMIT == 0)); then
+        ((cores >= GLIDEIN_CORES)) || broken "$cores cores are usable, $GLIDEIN_CORES were bought"
+        ((memory * 10 >= GLIDEIN_MEMORY_MB * 9)) || broken "$memory MB of memory are usable, $GLIDEIN_MEMORY_MB were bought"
+    fi
+    # Not stated: our share of the node.
+    ((GLIDEIN_MEMORY_MB)) || GLIDEIN_MEMORY_MB=$((memory * (GLIDEIN_CORES < cores ? GLIDEIN_CORES : cores) / cores))
+    ((GLIDEIN_DISK_MB)) || GLIDEIN_DISK_MB=$free
+}
+
+check_collector() {
+    local place host port reached=''
+    for place in ${GLIDEIN_COLLECTOR//,/ }; do
+        host=${place%%\?*} port=9618
+        [[ $host =~ ^(.*[^:]):([0-9]+)$ ]] && host=${BASH_REMATCH[1]} port=${BASH_REMATCH[2]}
+        host=${host#[} host=${host%]}
+        # shellcheck disable=SC2016
+        if patiently timeout 10 bash -c 'exec 3<> "/dev/tcp/$0/$1"' "$host" "$port" 2>/dev/null; then
+            reached=1
+        else
+            say "the collector at $host, port $port, cannot be reached"
+        fi
+    done
+    [ -n "$reached" ] || broken "no collector can be reached"
+}
+
+check_gpus() {
+    local found
+    ((GLIDEIN_GPUS)) || return 0
+    found=$("${as_user[@]}" "$libexec/condor_gpu_discovery" 2>/dev/null | grep '^DetectedGPUs' | grep -oE '[A-Z]+[-0-9a-f]+' | wc -l)
+    ((found >= GLIDEIN_GPUS)) || broken "$found GPUs are usable, $GLIDEIN_GPUS were bought"
+}
+
+check_as_the_operator_says() {
+    [ -n "$GLIDEIN_CHECKS" ] || return 0
+    patiently "${as_user[@]}" timeout 600 "$GLIDEIN_CHECKS" > "$work/checks" 2>&1 < /dev/null \
+        || broken "the operator's check failed: $(tail -n 1 "$work/checks")"
+    say "the operator's check passed"
+}
+
+# ------------------------------------------------------------------------------------------- configuration
+
+configure() {
+    local ends='' name=${GLIDEIN_ID//[^A-Za-z0-9._-]/_} first=${GLIDEIN_COLLECTOR%%[,?]*}
+    if ((GLIDEIN_WALLTIME_S)); then
+        printf -v ends '%(%s)T' -1
+        ends=$((ends + GLIDEIN_WALLTIME_S))
+    fi
+    cat > "$work/condor_config" << END
+RELEASE_DIR = $release
+BIN = \$(RELEASE_DIR)/bin
+SBIN = \$(RELEASE_DIR)/sbin
+LIBEXEC = $libexec
+LIB = $library
+LOCAL_DIR = $work
+LOG = $work/log
+EXECUTE = $work/execute
+SPOOL = $work/spool
+LOCK = $work/lock
+RUN = $work/run
+TMP_DIR = $work/tmp
+CRED_STORE_DIR = $work/cred
+LOCAL_CONFIG_FILE =
+LOCAL_CONFIG_DIR =
+
+DAEMON_LIST = MASTER STARTD
+STARTD_ARGS = -pidfile $work/run/startd.pid
+MASTER_NAME = $name
+STARTD_NAME = $name
+FILESYSTEM_DOMAIN = $name
+
+# Everything goes out through the collector's connection broker: no port need be open here.
+CONDOR_HOST = ${first%:*}
+COLLECTOR_HOST = $GLIDEIN_COLLECTOR
+CCB_ADDRESS = \$(COLLECTOR_HOST)
+CCB_HEARTBEAT_INTERVAL = 120
+USE_SHARED_PORT = False
+UPDATE_COLLECTOR_WITH_TCP = True
+UPDATE_INTERVAL = $GLIDEIN_UPDATE_S
+MASTER_UPDATE_INTERVAL = $GLIDEIN_UPDATE_S
+QUERY_TIMEOUT = 15
+
+# Tokens only. No key is here, so nobody can authenticate to these daemons: what reaches them comes with a session that
+# the collector (administrators) or a match (jobs) handed on.
+SEC_DEFAULT_AUTHENTICATION = REQUIRED
+SEC_DEFAULT_AUTHENTICATION_METHODS = IDTOKENS
+SEC_DEFAULT_INTEGRITY = REQUIRED
+SEC_DEFAULT_ENCRYPTION = REQUIRED
+SEC_CLIENT_AUTHENTICATION = REQUIRED
+SEC_CLIENT_AUTHENTICATION_METHODS = IDTOKENS
+SEC_ENABLE_REMOTE_ADMINISTRATION = True
+SEC_ENABLE_MATCH_PASSWORD_AUTHENTICATION = True
+# Else a collector at the same address as the glidein refuses its session.
+SEC_USE_FAMILY_SESSION = False
+SEC_TOKEN_DIRECTORY = $work/tokens.d
+SEC_TOKEN_SYSTEM_DIRECTORY = $work/tokens.d
+SEC_PASSWORD_DIRECTORY = $work/passwords.d
+SEC_TOKEN_POOL_SIGNING_KEY_FILE = $work/passwords.d/POOL
+ALLOW_READ = *
+ALLOW_WRITE = *
+ALLOW_DAEMON = *
+ALLOW_NEGOTIATOR = *
+ALLOW_ADMINISTRATOR = *
+
+# One slot of the size that was bought.
+NUM_CPUS = $GLIDEIN_CORES
+MEMORY = $GLIDEIN_MEMORY_MB
+DISK = $((GLIDEIN_DISK_MB * 1024))
+RESERVED_DISK = 0
+NUM_SLOTS = 1
+NUM_SLOTS_TYPE_1 = 1
+SLOT_TYPE_1_PARTITIONABLE = True
+
+START = $GLIDEIN_START
+PREEMPT = False
+SUSPEND = False
+KILL = False
+STARTD_NOCLAIM_SHUTDOWN = $GLIDEIN_IDLE_S
+MAXJOBRETIREMENTTIME = $job_limit
+SHUTDOWN_GRACEFUL_TIMEOUT = $((job_limit + 300))
+MachineMaxVacateTime = 60
+
+RUNBENCHMARKS = False
+STARTD_CRON_JOBLIST =
+ENABLE_KERNEL_TUNING = False
+CONDOR_ADMIN =
+PREEN =
+
+ApfElasticId = "$GLIDEIN_ID"
+ApfElasticFactory = "$GLIDEIN_FACTORY"
+ApfElasticQueue = "$GLIDEIN_QUEUE"
+ApfElasticBackend = "$GLIDEIN_BACKEND"
+ApfElasticOffering = "$GLIDEIN_OFFERING"
+ApfElasticEnds = $ends
+STARTD_ATTRS = \$(STARTD_ATTRS) ApfElasticId ApfElasticFactory ApfElasticQueue ApfElasticBackend ApfElasticOffering ApfElasticEnds
+MASTER_ATTRS = \$(MASTER_ATTRS) ApfElasticId ApfElasticFactory ApfElasticQueue ApfElasticBackend ApfElasticOffering ApfElasticEnds
+END
+}
+
+# ---------------------------------------------------------------------------------------------------- life
+
+start_condor() {
+    local own=(log execute spool lock run cred tmp tokens.d passwords.d)
+    as_condor=("${as_user[@]}" env "CONDOR_CONFIG=$work/condor_config" "HOME=$work/tmp" "TMPDIR=$work/tmp")
+    chmod 644 "$work/condor_config"
+    ((EUID)) || (cd "$work" && chown -R "$(id -u "$GLIDEIN_USER"):$(id -g "$GLIDEIN_USER")" "${own[@]}")
+    (cd "$work/tmp" && exec setsid "${as_condor[@]}" "$release/sbin/condor_master" -f) \
+        > "$work/log/master.out" 2>&1 < /dev/null {life}>&- &
+    master=$!
+    echo "$master" >&"$life"
+}
+
+# Asks the collector; the answer, without what went wrong.
+ask() {
+    patiently timeout -k 5 "$ASK_TIMEOUT_S" "${as_condor[@]}" "$release/bin/condor_status" "$@" < /dev/null 2> "$work/asked"
+}
+
+retire() {
+    [ -z "$retiring" ] || return 0
+    retiring=1 code=$DONE why=$1
+    say "retiring: $1; no new job, running ones may finish"
+    kill -TERM "$master"
+}
+
+# condor_master as the last word: it ends jobs, startd and itself.
+stop_now() {
+    [ "$kill_at" = 0 ] || return 0
+    retiring=1 code=$1 why=$2 kill_at=$((NOW + KILL_AFTER_S))
+    say "stopping at once: $2"
+    kill -QUIT "$master"
+}
+
+# On a signal. Before HTCondor runs there is nothing to finish.
+asked() {
+    look_at_clock
+    if [ "$code" = "$BROKEN_NODE" ]; then
+        exit "$code"
+    elif [ -z "$master" ]; then
+        leave "$STOPPED" "$1 received before joining the pool"
+    elif [ "$1" = INT ] || [ "$1" = QUIT ] || [ -n "$retiring" ]; then
+        stop_now "$STOPPED" "$1 received"
+    else
+        retire "$1 received"
+    fi
+}
+
+look_for_slot() {
+    local slot
+    [ -z "$joined" ] && [ -z "$retiring" ] && ((NOW >= look_at)) || return 0
+    slot=$(ask -startd -constraint "ApfElasticId == \"$GLIDEIN_ID\"" -limit 1 -af Name)
+    if [ -n "$slot" ]; then
+        joined=1 look_at=0
+        say "joined the pool as $slot, $((NOW - began)) s after the start"
+    elif ((NOW > condor_began + GLIDEIN_JOIN_S)); then
+        stop_now "$NOT_JOINED" "could not join the pool within $GLIDEIN_JOIN_S s"
+    else
+        look_at=$((NOW + (NOW - condor_began < 30 ? 2 : 15)))
+    fi
+}
+
+# The factory's lease is a number that grows in the collector. What counts is when we last saw it grow, on our clock.
+look_at_lease() {
+    local serials serial state=absent
+    ((GLIDEIN_LEASE_S)) && [ -z "$retiring" ] && ((NOW >= lease_at)) || return 0
+    lease_at=$((NOW + GLIDEIN_LEASE_CHECK_S))
+    if serials=$(ask -generic -constraint "ApfElasticLease == \"$GLIDEIN_FACTORY\"" -af ApfElasticLeaseSerial); then
+        for serial in $serials; do
+            [[ $serial =~ ^[0-9]{1,18}$ ]] || continue
+            state=there
+            # The first number seen may be an old one: only growth is a sign of life.
+            if ((serial > lease_serial)); then
+                ((lease_serial < 0)) || lease_renewed=$NOW
+                lease_serial=$serial
+            fi
+        done
+    else
+        state=unreadable
+    fi
+    if [ "$state" != "$lease_state" ]; then
+        case $state in
+            there) [ -z "$lease_state" ] || say "lease: there again" ;;
+            absent) say "lease: the collector has none of factory $GLIDEIN_FACTORY" ;;
+            unreadable) say "lease: the collector does not answer" ;;
+        esac
+        lease_state=$state
+    fi
+    ((NOW - lease_renewed <= GLIDEIN_LEASE_S)) \
+        || retire "the factory has not renewed its lease for $((NOW - lease_renewed)) s"
+}
+
+look_at_time() {
+    if ((end_at && NOW >= end_at)); then
+        stop_now "$DONE" "the bought time is over"
+    elif ((retire_at && NOW >= retire_at)); then
+        retire "the bought time ends in $((end_at - NOW)) s"
+    fi
+    if ((kill_at && NOW >= kill_at)); then
+        kill -KILL "$master" 2>/dev/null
+    fi
+}
