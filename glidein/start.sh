@@ -16,7 +16,8 @@ readonly TICK_S=5 ASK_TIMEOUT_S=20 KILL_AFTER_S=20
 # --------------------------------------------------------------------------------------------------- words
 
 say() {
-    printf '%(%Y-%m-%dT%H:%M:%SZ)T %s\n' -1 "${1//[^[:print:]]/?}" 2>/dev/null
+    local text="$*"
+    printf '%(%Y-%m-%dT%H:%M:%SZ)T %s\n' -1 "${text//[^[:print:]]/?}" 2>/dev/null
     return 0
 }
 
@@ -163,7 +164,10 @@ make_work() {
 bury() {
     local work=$1 master=$2 left i
     if grep -qsF -- "$work/" "/proc/${master:-none}/environ" && kill -QUIT "$master"; then
-        for ((i = 0; i < 100; i++)); do kill -0 "$master" && sleep 0.1 || break; done
+        for ((i = 0; i < 100; i++)); do
+            grep -qsF -- "$work/" "/proc/$master/environ" || break
+            sleep 0.1
+        done
     fi
     for ((i = 0; i < 20; i++)); do
         left=$(grep -slF -- "$work/" /proc/[0-9]*/environ | tr -cd '0-9\n')
@@ -196,17 +200,19 @@ clean_up() {
 remove_stale() {
     local dir old
     for dir in "$1"/apf-glidein.*; do
-        [ "$dir" != "$work" ] && [ -O "$dir" ] && cmp -s "$dir/owner" /proc/sys/kernel/random/boot_id || continue
-        (exec {old}< "$dir/owner" && timeout 5 flock -n "$old" && rm -rf -- "$dir") 2>/dev/null \
-            && say "removed $dir, left by a glidein that is dead"
+        if [ "$dir" != "$work" ] && [ -O "$dir" ] && cmp -s "$dir/owner" /proc/sys/kernel/random/boot_id \
+            && (exec {old}< "$dir/owner" && timeout 5 flock -n "$old" && rm -rf -- "$dir") 2>/dev/null; then
+            say "removed $dir, left by a glidein that is dead"
+        fi
     done
 }
 
+# shellcheck disable=SC2329  # a trap
 finish() {
     local status=$?
     trap '' TERM INT QUIT HUP USR1 USR2 XCPU
     [ -n "$why" ] || { why="start.sh failed" code=$status; }
-    kill "$napping" 2>/dev/null
+    [ -z "$napping" ] || kill "$napping" 2>/dev/null
     clean_up
     say "left: $why; jobs run: $jobs, failed: $failed_jobs; exit code $code"
     exit "$code"
@@ -226,6 +232,7 @@ broken() {
     fi
     if ((hold > 0)); then
         say "holding the node back for $hold s, so that it does not eat the queue"
+        holding=1
         sleep "$hold" &
         napping=$!
         wait "$napping"
@@ -343,10 +350,11 @@ check_as_the_operator_says() {
 # ------------------------------------------------------------------------------------------- configuration
 
 configure() {
-    local ends='' name=${GLIDEIN_ID//[^A-Za-z0-9._-]/_} first=${GLIDEIN_COLLECTOR%%[,?]*}
+    local ends=undefined name=${GLIDEIN_ID//[^A-Za-z0-9._-]/_} first=${GLIDEIN_COLLECTOR%%[,?]*} published
+    published="ApfElasticId ApfElasticFactory ApfElasticQueue ApfElasticBackend ApfElasticOffering ApfElasticEnds"
     if ((GLIDEIN_WALLTIME_S)); then
         printf -v ends '%(%s)T' -1
-        ends=$((ends + GLIDEIN_WALLTIME_S))
+        ends=$((ends + began + GLIDEIN_WALLTIME_S - NOW))
     fi
     cat > "$work/condor_config" << END
 RELEASE_DIR = $release
@@ -382,8 +390,8 @@ UPDATE_INTERVAL = $GLIDEIN_UPDATE_S
 MASTER_UPDATE_INTERVAL = $GLIDEIN_UPDATE_S
 QUERY_TIMEOUT = 15
 
-# Tokens only. No key is here, so nobody can authenticate to these daemons: what reaches them comes with a session that
-# the collector (administrators) or a match (jobs) handed on.
+# Tokens only, and no key to check any: nobody can log in to these daemons. What reaches them uses a session that the
+# collector hands to administrators of the pool, or that came with a match.
 SEC_DEFAULT_AUTHENTICATION = REQUIRED
 SEC_DEFAULT_AUTHENTICATION_METHODS = IDTOKENS
 SEC_DEFAULT_INTEGRITY = REQUIRED
@@ -398,11 +406,11 @@ SEC_TOKEN_DIRECTORY = $work/tokens.d
 SEC_TOKEN_SYSTEM_DIRECTORY = $work/tokens.d
 SEC_PASSWORD_DIRECTORY = $work/passwords.d
 SEC_TOKEN_POOL_SIGNING_KEY_FILE = $work/passwords.d/POOL
-ALLOW_READ = *
-ALLOW_WRITE = *
-ALLOW_DAEMON = *
-ALLOW_NEGOTIATOR = *
-ALLOW_ADMINISTRATOR = *
+ALLOW_READ =
+ALLOW_WRITE =
+ALLOW_DAEMON =
+ALLOW_NEGOTIATOR =
+ALLOW_ADMINISTRATOR =
 
 # One slot of the size that was bought.
 NUM_CPUS = $GLIDEIN_CORES
@@ -411,6 +419,7 @@ DISK = $((GLIDEIN_DISK_MB * 1024))
 RESERVED_DISK = 0
 NUM_SLOTS = 1
 NUM_SLOTS_TYPE_1 = 1
+SLOT_TYPE_1 = 100%
 SLOT_TYPE_1_PARTITIONABLE = True
 
 START = $GLIDEIN_START
@@ -424,6 +433,8 @@ MachineMaxVacateTime = 60
 
 RUNBENCHMARKS = False
 STARTD_CRON_JOBLIST =
+STARTD_HISTORY = $work/log/startd_history
+MASTER_NEW_BINARY_RESTART = NEVER
 ENABLE_KERNEL_TUNING = False
 CONDOR_ADMIN =
 PREEN =
@@ -434,9 +445,22 @@ ApfElasticQueue = "$GLIDEIN_QUEUE"
 ApfElasticBackend = "$GLIDEIN_BACKEND"
 ApfElasticOffering = "$GLIDEIN_OFFERING"
 ApfElasticEnds = $ends
-STARTD_ATTRS = \$(STARTD_ATTRS) ApfElasticId ApfElasticFactory ApfElasticQueue ApfElasticBackend ApfElasticOffering ApfElasticEnds
-MASTER_ATTRS = \$(MASTER_ATTRS) ApfElasticId ApfElasticFactory ApfElasticQueue ApfElasticBackend ApfElasticOffering ApfElasticEnds
+STARTD_ATTRS = \$(STARTD_ATTRS) $published
+MASTER_ATTRS = \$(MASTER_ATTRS) $published
 END
+    {
+        [ -z "$GLIDEIN_DOMAIN" ] || printf '%s = %s\n' UID_DOMAIN "$GLIDEIN_DOMAIN" DEFAULT_DOMAIN_NAME "$GLIDEIN_DOMAIN"
+        [ -z "$GLIDEIN_NETWORK" ] || echo "NETWORK_INTERFACE = $GLIDEIN_NETWORK"
+        # A pool of one machine needs no name service, and often has none.
+        [[ $GLIDEIN_NETWORK != 127.* ]] || printf '%s\n' 'NO_DNS = True' 'ENABLE_IPV6 = False' \
+            "DEFAULT_DOMAIN_NAME = ${GLIDEIN_DOMAIN:-localdomain}"
+        if ((GLIDEIN_GPUS)); then
+            printf '%s\n' 'use feature : GPUs' 'GPU_DISCOVERY_EXTRA = -extra' "SLOT_TYPE_1 = 100%, GPUs=$GLIDEIN_GPUS"
+        else
+            echo 'STARTD_DETECT_GPUS = False'
+        fi
+        [ -z "$GLIDEIN_CONFIG" ] || cat -- "$GLIDEIN_CONFIG"
+    } >> "$work/condor_config" || broken "the configuration cannot be written"
 }
 
 # ---------------------------------------------------------------------------------------------------- life
@@ -452,9 +476,15 @@ start_condor() {
     echo "$master" >&"$life"
 }
 
-# Asks the collector; the answer, without what went wrong.
+# Asks the collector; sets answer. Through a file: a command substitution would hold back the traps.
 ask() {
-    patiently timeout -k 5 "$ASK_TIMEOUT_S" "${as_condor[@]}" "$release/bin/condor_status" "$@" < /dev/null 2> "$work/asked"
+    local status
+    patiently timeout -k 5 "$ASK_TIMEOUT_S" "${as_condor[@]}" "$release/bin/condor_status" "$@" \
+        < /dev/null > "$work/answer" 2> "$work/complaint"
+    status=$?
+    answer=$(< "$work/answer")
+    look_at_clock
+    return "$status"
 }
 
 retire() {
@@ -473,9 +503,10 @@ stop_now() {
 }
 
 # On a signal. Before HTCondor runs there is nothing to finish.
+# shellcheck disable=SC2329  # a trap
 asked() {
     look_at_clock
-    if [ "$code" = "$BROKEN_NODE" ]; then
+    if [ -n "$holding" ]; then
         exit "$code"
     elif [ -z "$master" ]; then
         leave "$STOPPED" "$1 received before joining the pool"
@@ -487,13 +518,14 @@ asked() {
 }
 
 look_for_slot() {
-    local slot
     [ -z "$joined" ] && [ -z "$retiring" ] && ((NOW >= look_at)) || return 0
-    slot=$(ask -startd -constraint "ApfElasticId == \"$GLIDEIN_ID\"" -limit 1 -af Name)
-    if [ -n "$slot" ]; then
+    if ask -constraint "ApfElasticId == \"$GLIDEIN_ID\"" -limit 1 -af Name && [ -n "$answer" ]; then
         joined=1 look_at=0
-        say "joined the pool as $slot, $((NOW - began)) s after the start"
-    elif ((NOW > condor_began + GLIDEIN_JOIN_S)); then
+        say "joined the pool as $answer, $((NOW - began)) s after the start"
+    elif compgen -G "$work/log/StarterLog.slot*" > /dev/null; then
+        joined=1 look_at=0
+        say "joined the pool: a job came, though the collector does not show our slot"
+    elif ((NOW >= condor_began + GLIDEIN_JOIN_S)); then
         stop_now "$NOT_JOINED" "could not join the pool within $GLIDEIN_JOIN_S s"
     else
         look_at=$((NOW + (NOW - condor_began < 30 ? 2 : 15)))
@@ -502,11 +534,11 @@ look_for_slot() {
 
 # The factory's lease is a number that grows in the collector. What counts is when we last saw it grow, on our clock.
 look_at_lease() {
-    local serials serial state=absent
+    local serial state=absent
     ((GLIDEIN_LEASE_S)) && [ -z "$retiring" ] && ((NOW >= lease_at)) || return 0
     lease_at=$((NOW + GLIDEIN_LEASE_CHECK_S))
-    if serials=$(ask -generic -constraint "ApfElasticLease == \"$GLIDEIN_FACTORY\"" -af ApfElasticLeaseSerial); then
-        for serial in $serials; do
+    if ask -generic -constraint "ApfElasticLease == \"$GLIDEIN_FACTORY\"" -af ApfElasticLeaseSerial; then
+        for serial in $answer; do
             [[ $serial =~ ^[0-9]{1,18}$ ]] || continue
             state=there
             # The first number seen may be an old one: only growth is a sign of life.
@@ -520,7 +552,7 @@ look_at_lease() {
     fi
     if [ "$state" != "$lease_state" ]; then
         case $state in
-            there) [ -z "$lease_state" ] || say "lease: there again" ;;
+            there) say "lease: the factory's can be read" ;;
             absent) say "lease: the collector has none of factory $GLIDEIN_FACTORY" ;;
             unreadable) say "lease: the collector does not answer" ;;
         esac
@@ -540,3 +572,159 @@ look_at_time() {
         kill -KILL "$master" 2>/dev/null
     fi
 }
+
+# HTCondor would leave its master behind when the startd drains out, and start a crashed one again and again.
+look_at_startd() {
+    local pid
+    ((kill_at == 0)) && read -r pid 2>/dev/null < "$work/run/startd.pid" && [ ! -d "/proc/$pid" ] || return 0
+    [ -n "$retiring" ] || retiring=1 why=''
+    kill_at=$((NOW + KILL_AFTER_S))
+    kill -QUIT "$master" 2>/dev/null
+}
+
+# Counts the jobs that ended, from the startd's own history, as it grows. A node on which one job after the other fails
+# at once is a black hole, whatever its checks said.
+look_at_jobs() {
+    local line
+    [ -z "$history" ] || [ "$work/log/startd_history" -ef "/proc/$$/fd/$history" ] || { exec {history}<&-; history=''; }
+    if [ -z "$history" ]; then
+        [ -r "$work/log/startd_history" ] || return 0
+        exec {history}< "$work/log/startd_history"
+    fi
+    while read -r line <&"$history" || { unfinished+=$line; false; }; do
+        case $unfinished$line in
+            'ExitCode = 0') job_end='done' ;;
+            'ToE = '*OF_ITS_OWN_ACCORD*) ;;
+            'ToE = '*) job_end=removed ;;
+            'JobDuration = '*) job_took=${line#*= } job_took=${job_took%%.*} ;;
+            '*** '*) count_job; job_end=failed job_took=0 ;;
+        esac
+        unfinished=''
+    done
+    if ((quick_failures >= GLIDEIN_MAX_QUICK_FAILURES && GLIDEIN_MAX_QUICK_FAILURES)) && [ -z "$retiring" ]; then
+        retire "black hole: $quick_failures jobs in a row failed within $GLIDEIN_QUICK_S s"
+        code=$BROKEN_NODE
+    fi
+}
+
+# A job that was removed says nothing about the node; one that could not even be started has no duration.
+count_job() {
+    jobs=$((jobs + 1))
+    case $job_end in
+        done) quick_failures=0 ;;
+        failed)
+            failed_jobs=$((failed_jobs + 1))
+            if ((job_took <= GLIDEIN_QUICK_S)); then quick_failures=$((quick_failures + 1)); else quick_failures=0; fi
+            ;;
+    esac
+}
+
+# Sleeps until something is due, a child ends, or a signal comes.
+nap() {
+    local until=$((NOW + TICK_S)) at
+    for at in "$look_at" "$lease_at" "$retire_at" "$end_at" "$kill_at"; do
+        ((at > NOW && at < until)) && until=$at
+    done
+    sleep $((until - NOW)) {life}>&- &
+    napping=$!
+    wait -n
+    kill "$napping" 2>/dev/null
+    wait "$napping" 2>/dev/null
+    napping=''
+}
+
+# ---------------------------------------------------------------------------------------------------- main
+
+# Fixes when the glidein takes its last job and when it ends: before the batch system does that, and not all glideins of
+# a batch at once.
+plan_life() {
+    local margin spread
+    job_limit=$GLIDEIN_JOB_LIMIT_S retire_at=0 end_at=0
+    if ((GLIDEIN_WALLTIME_S)); then
+        end_at=$((began + GLIDEIN_WALLTIME_S - (GLIDEIN_WALLTIME_S < 1200 ? GLIDEIN_WALLTIME_S / 20 : 60)))
+        margin=$((GLIDEIN_WALLTIME_S / 10))
+        ((job_limit == 0)) || margin=$((job_limit < GLIDEIN_WALLTIME_S / 2 ? job_limit : GLIDEIN_WALLTIME_S / 2))
+        spread=$(((end_at - margin - began) * RANDOM / 32768 / 10))
+        retire_at=$((end_at - margin - spread))
+        say "life: takes jobs for $((retire_at - NOW)) s, ends in $((end_at - NOW)) s"
+    fi
+    ((job_limit)) || job_limit=$((GLIDEIN_WALLTIME_S ? GLIDEIN_WALLTIME_S : 604800))
+}
+
+supervise() {
+    while kill -0 "$master" 2>/dev/null; do
+        look_at_clock
+        look_for_slot
+        look_at_lease
+        look_at_time
+        look_at_jobs
+        look_at_startd
+        nap
+    done
+    outlast "$master"
+    condor_status=$?
+    look_at_jobs
+}
+
+# Why HTCondor ended, when it was not we who ended it.
+explain() {
+    [ -z "$why" ] || return 0
+    code=$DONE
+    if grep -qs 'No resources have been claimed for' "$work/log/StartLog"; then
+        why="no job for $GLIDEIN_IDLE_S s"
+        [ -n "$joined" ] || code=$NOT_JOINED why="could not join the pool"
+    elif grep -qs 'exiting after completion of draining' "$work/log/StartLog"; then
+        why="drained by an administrator of the pool"
+    elif ((condor_status == 0 || condor_status == 99)) && grep -qs 'STATUS \(0\|99\)$' "$work/log/StartLog"; then
+        why="sent away by an administrator of the pool"
+    else
+        code=$CONDOR_FAILED why="HTCondor failed, condor_master with status $condor_status"
+    fi
+}
+
+# The directory goes with its logs: what the operator needs of them is shown.
+show_logs() {
+    local log line
+    for log in master.out MasterLog StartLog; do
+        while read -r line; do say "| $log: ${line:0:300}"; done \
+            < <(grep -ihE 'error|fail|denied|reject|invalid|expire|assert|abort|signal|status' "$work/log/$log" 2>/dev/null | tail -n 6)
+    done
+}
+
+main() {
+    work='' master='' life='' undertaker='' napping='' holding='' code=$STOPPED why=''
+    joined='' retiring='' look_at=0 lease_at=0 kill_at=0 lease_serial=-1 lease_state=''
+    history='' unfinished='' jobs=0 failed_jobs=0 quick_failures=0 job_end=failed job_took=0
+    look_at_clock
+    began=$NOW
+    trap finish EXIT
+    trap : PIPE
+    local signal
+    for signal in TERM INT QUIT HUP USR1 USR2 XCPU; do
+        # shellcheck disable=SC2064
+        trap "asked $signal" "$signal"
+    done
+
+    clean_environment
+    read_settings
+    say "glidein $GLIDEIN_ID of factory $GLIDEIN_FACTORY, queue $GLIDEIN_QUEUE, $GLIDEIN_OFFERING on $GLIDEIN_BACKEND," \
+        "for the pool at $GLIDEIN_COLLECTOR"
+    make_work
+    take_token
+    find_condor
+    check_node
+    check_gpus
+    check_collector
+    check_as_the_operator_says
+    plan_life
+    configure
+    start_condor
+    condor_began=$NOW lease_renewed=$NOW look_at=$((NOW + 1))
+    supervise
+    explain
+    ((code != NOT_JOINED && code != CONDOR_FAILED)) || show_logs
+    ((code != BROKEN_NODE)) || broken "$why"
+    exit "$code"
+}
+
+main "$@"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
 import typer
@@ -76,23 +77,23 @@ def once(config: ConfigFile = None, json: Json = False, verbose: Verbose = False
 def plan(config: ConfigFile = None, json: Json = False) -> None:
     """What a cycle would do now and why. Nothing is changed."""
     loaded = configuration(config)
-    cycle = make_cycle(loaded, dry_ledger(loaded))
-    look(cycle, 120.0)
-    cycle.consider()
-    show(cycle, json, "would be done")
-    cycle.observer.close()
+    with TemporaryDirectory(prefix="apf-elastic-plan-") as scratch, dry_ledger(loaded, Path(scratch)) as ledger:
+        cycle = make_cycle(loaded, ledger)
+        look(cycle, 120.0)
+        cycle.consider()
+        show(cycle, json, "would be done")
+        cycle.observer.close()
 
 
-def dry_ledger(config: Config) -> Ledger:
-    """A copy of the ledger in memory, so that a plan sees what the service knows and changes nothing."""
-    path = Path(config.factory.ledger)
-    ledger = Ledger.memory(config.factory.name)
-    if path.exists():
-        try:
-            resources = Ledger.read(path).resources()
-        except LedgerError as error:
-            raise fail(str(error)) from None
-        ledger.intend(list(resources.values()))
+def dry_ledger(config: Config, scratch: Path) -> Ledger:
+    """A copy of the ledger, so that a plan sees what the service knows and changes nothing."""
+    try:
+        ledger = Ledger.open(scratch / "ledger.sqlite", config.factory.name)
+        if Path(config.factory.ledger).exists():
+            with Ledger.read(config.factory.ledger) as current:
+                ledger.record(current.resources().values())
+    except LedgerError as error:
+        raise fail(str(error)) from None
     return ledger
 
 

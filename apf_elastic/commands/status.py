@@ -14,13 +14,13 @@ from rich.text import Text
 from apf_elastic.commands.options import ConfigFile, Json, configuration
 from apf_elastic.commands.words import age, clean, console, fail, print_json, sentences, states, table
 from apf_elastic.config import Config
-from apf_elastic.ledger import Ledger, LedgerError
+from apf_elastic.ledger import Ledger, LedgerError, Reader
 
 #: A snapshot older than this means that no service writes it any more.
 STOPPED_S = 40.0
 
 
-def open_ledger(config: Config) -> Ledger:
+def open_ledger(config: Config) -> Reader:
     """The ledger of a factory, for reading."""
     try:
         return Ledger.read(Path(config.factory.ledger))
@@ -35,7 +35,7 @@ def status(config: ConfigFile = None, json: Json = False) -> None:
     found = ledger.last_snapshot()
     if found is None:
         raise fail(f"{loaded.factory.ledger}: no service has written a status yet; start one with: apf-elastic run")
-    values, at = found
+    at, values = found
     now = time.time()
     if json:
         print_json({**values, "at": at, "age_s": round(now - at, 1)})

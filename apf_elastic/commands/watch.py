@@ -17,7 +17,7 @@ from rich.text import Text
 from apf_elastic.commands.options import ConfigFile, configuration
 from apf_elastic.commands.status import STOPPED_S, open_ledger
 from apf_elastic.commands.words import STATES, age, clean, console, sentences
-from apf_elastic.ledger import Ledger
+from apf_elastic.ledger import Reader
 
 STYLE = {
     "intended": "grey50",
@@ -49,12 +49,12 @@ def watch(
         pass
 
 
-def look(ledger: Ledger, above: RenderableType | None = None) -> RenderableType:
+def look(ledger: Reader, above: RenderableType | None = None) -> RenderableType:
     """The picture of what the service last wrote."""
     found = ledger.last_snapshot()
     if found is None:
         return Text("the service has not finished its first cycle yet", style="dim")
-    values, at = found
+    at, values = found
     latest = {name: ledger.last_decisions(name, 1) for name in values["queues"]}
     records = {name: (d[0].at, d[0].record) for name, d in latest.items() if d}
     return picture(values, at, time.time(), records, above)

@@ -59,7 +59,9 @@ class Endpoint:
         elif "CONDOR_CONFIG" not in result and not any(path.exists() for path in _USUAL_CONFIGS):
             result["CONDOR_CONFIG"] = "ONLY_ENV"
         if self.token_dir is not None:
+            # Root's programs look into the second one.
             result["_CONDOR_SEC_TOKEN_DIRECTORY"] = str(self.token_dir)
+            result["_CONDOR_SEC_TOKEN_SYSTEM_DIRECTORY"] = str(self.token_dir)
         return result
 
 

@@ -29,7 +29,7 @@ class Htcondor:
         self.errors: tuple[type[Exception], ...] = (
             getattr(htcondor, "HTCondorException", RuntimeError),
             getattr(classad, "ClassAdException", ValueError),
-            *((RuntimeError, ValueError, OSError) if htcondor.__name__ == "htcondor" else ()),
+            *((RuntimeError, ValueError, OSError, SyntaxError) if htcondor.__name__ == "htcondor" else ()),
         )
 
     def limit_waiting(self, timeout_s: float) -> None:
@@ -80,8 +80,11 @@ class Htcondor:
         return self._plain(tree.eval(ad), lambda: str(tree))
 
     def _plain(self, value: Any, text: Callable[[], str]) -> Plain:
-        if value is None or value == self.classad.Value.Undefined:
+        if value is None:
             return None
+        # Before comparing: these are numbers too, and Undefined == 2.
+        if isinstance(value, self.classad.Value):
+            return None if value is self.classad.Value.Undefined else {"error": " ".join(text().split())[:200]}
         if isinstance(value, bool | str) or type(value) in (int, float):
             return value
         if isinstance(value, list | tuple):
@@ -114,7 +117,7 @@ def parse(pool: Htcondor, expressions: Sequence[str]) -> list[list[str] | None]:
 def _references(pool: Htcondor, text: str) -> list[str] | None:
     try:
         tree = pool.tree(text)
-    except (*pool.errors, SyntaxError, ValueError):
+    except pool.errors:
         return None
     return _own_names(pool.classad.ClassAd().externalRefs(tree))
 

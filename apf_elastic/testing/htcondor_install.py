@@ -45,15 +45,13 @@ _RECIPE = 1
 _SPACE_NEEDED_MB = 400
 _LOCK_PATIENCE_S = 900.0
 
-_SBIN_PROGRAMS = (
-    *("condor_master", "condor_collector", "condor_negotiator", "condor_schedd", "condor_startd"),
-    *("condor_shadow", "condor_starter", "condor_procd", "condor_gridmanager"),
-    *("condor_advertise", "condor_off", "condor_on", "condor_reconfig"),
+_PROGRAMS = (
+    *("condor_master", "condor_procd", "condor_collector", "condor_negotiator", "condor_schedd", "condor_shadow"),
+    *("condor_gridmanager", "condor_startd", "condor_starter", "condor_version", "condor_token_create"),
+    *("condor_submit", "condor_q", "condor_hold", "condor_rm", "condor_history", "condor_status", "condor_advertise"),
+    *("condor_drain", "condor_off", "condor_on", "condor_reconfig"),
 )
-_BIN_PROGRAMS = (
-    *("condor_submit", "condor_q", "condor_rm", "condor_status", "condor_drain", "condor_token_create"),
-    *("condor_version",),
-)
+_PLAIN_PATH = "/usr/local/bin:/usr/bin:/bin"
 
 Progress = Callable[[str], None]
 
@@ -91,14 +89,14 @@ class Installation:
                 return directory / name
         raise FileNotFoundError(f"{name}: not part of the HTCondor {self.version_text} in {self.prefix}")
 
-    def path(self, rest: str = "/usr/local/bin:/usr/bin:/bin") -> str:
+    def path(self, rest: str = _PLAIN_PATH) -> str:
         """A PATH on which this HTCondor comes first."""
         return f"{self.bin}:{self.sbin}:{rest}"
 
     def env(self, base: Mapping[str, str] | None = None) -> dict[str, str]:
         """A copy of `base` (default: this process's environment) with this HTCondor first on PATH."""
         result = dict(os.environ if base is None else base)
-        result["PATH"] = self.path(result.get("PATH") or "/usr/local/bin:/usr/bin:/bin")
+        result["PATH"] = self.path(result.get("PATH") or _PLAIN_PATH)
         return result
 
 
@@ -148,8 +146,7 @@ def inspect(prefix: Path) -> Installation:
     sbin, binary = prefix / "sbin", prefix / "bin"
     places = [prefix / "libexec/condor", prefix / "lib/condor/libexec", prefix / "libexec"]
     libexec = next((p for p in places if (p / "condor_shared_port").is_file()), None)
-    wanted = [*(sbin / name for name in _SBIN_PROGRAMS), *(binary / name for name in _BIN_PROGRAMS)]
-    missing = [path.name for path in wanted if not path.is_file()]
+    missing = [name for name in _PROGRAMS if not ((sbin / name).is_file() or (binary / name).is_file())]
     if missing or libexec is None:
         raise InstallError(f"incomplete, without {', '.join(missing or ['condor_shared_port'])}")
     if os.geteuid() == 0 and not open_to_others(sbin):
@@ -183,8 +180,11 @@ def cache_directory() -> Path:
     chosen = os.environ.get(CACHE_VARIABLE)
     if chosen:
         directory = Path(chosen).absolute()
-        _make_cache(directory)
-        _check_cache(directory)
+        try:
+            _make_cache(directory)
+            _check_cache(directory)
+        except InstallError as error:
+            raise InstallError(f"{error}: set {CACHE_VARIABLE} to another directory") from error
         return directory
     reasons = []
     for directory in _usual_caches():
@@ -378,7 +378,7 @@ def _download(site: _Site, say: Progress) -> list[Path]:
         cached = site.downloaded()
         if not cached:
             raise
-        say(f"{error}; using the packages downloaded before")
+        say(f"using the packages downloaded before: {error}")
         return cached
 
 
@@ -461,7 +461,7 @@ def _private_apt(mirror: str, site: _Site) -> Path:
         "APT::Update::Post-Invoke-Success": "",
         "Acquire::Languages": "none",
         "Acquire::GzipIndexes": "true",
-        "Acquire::Retries": "2",
+        "Acquire::Retries": "1",
         "Acquire::http::Timeout": "20",
         "Acquire::https::Timeout": "20",
         "Debug::NoLocking": "true",  # our own lock is held
@@ -496,7 +496,10 @@ def _unpack(packages: Sequence[Path], target: Path) -> None:
     target.mkdir(mode=0o755)
     target.chmod(0o755)
     for package in packages:
-        _run(["dpkg-deb", "-x", str(package), str(target)], timeout_s=120)
+        try:
+            _run(["dpkg-deb", "-x", str(package), str(target)], timeout_s=120)
+        except InstallError as error:
+            raise InstallError(f"{error} (if {package} is damaged, remove {package.parent})") from error
 
 
 def _bind_to_own_libraries(prefix: Path, patchelf: Path, say: Progress) -> None:
@@ -551,7 +554,7 @@ def _head(file: Path, size: int) -> bytes:
 def _check_libraries(found: Installation) -> None:
     """A library missing from the packages would show only when a daemon is started: find it now."""
     loader = _loader(found.prefix.parent)
-    for name in (*_SBIN_PROGRAMS, *_BIN_PROGRAMS, "condor_shared_port"):
+    for name in (*_PROGRAMS, "condor_shared_port"):
         text = _run([str(loader), "--list", str(found.program(name))])
         missing = re.findall(r"(\S+) => not found", text)
         if missing:
@@ -587,6 +590,8 @@ def _run(
     except OSError as error:
         raise InstallError(f"{command[0]}: {error.strerror}") from error
     if done.returncode:
+        if "No space left" in done.stderr:
+            raise InstallError(f"{what}: {_NO_SPACE}")
         last = " ".join(done.stderr.split())[-600:] or f"exit status {done.returncode}"
         raise InstallError(f"{what}: {last}")
     return done.stdout
@@ -604,10 +609,13 @@ def _remove(directory: Path) -> None:
         shutil.rmtree(directory)
 
 
+_NO_SPACE = f"no space left: make room, or set {CACHE_VARIABLE} to a directory elsewhere"
+
+
 def _explain(error: OSError, root: Path) -> str:
     where = error.filename or root
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"{where}: no space left: make room, or set {CACHE_VARIABLE} to a directory elsewhere"
+        return f"{where}: {_NO_SPACE}"
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return f"{where}: {error.strerror}: set {CACHE_VARIABLE} to a directory that you may write"
     return f"{where}: {error.strerror}: remove {root} and try again"

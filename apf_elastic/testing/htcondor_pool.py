@@ -282,21 +282,23 @@ class PrivatePool:
         """Start the daemons and wait until all have advertised themselves: 1 to 2 s. Raises PoolError."""
         if self._keeper is not None:
             raise PoolError(f"pool {self.name} is running in {self.directory}")
-        self._make_directories()
-        try:
-            self._write_keys()
-            for tries_left in reversed(range(_PORT_TRIES)):
-                try:
-                    self._start_on_free_port(time.monotonic() + timeout_s)
-                    return self
-                except _PortTakenError as error:
-                    self._end_processes()
-                    if not tries_left:
-                        raise PoolError(f"no port stayed free: {error}") from error
-        except BaseException:
-            self.stop()
-            raise
-        raise AssertionError("unreachable")
+        given = self._wanted_directory
+        if given and given.exists() and any(given.iterdir()):
+            # Daemons of a pool before, ending late, would remove the files of this one.
+            raise PoolError(f"{given}: not empty: give every pool a new directory")
+        for _ in range(_PORT_TRIES):
+            try:
+                self._make_directories()
+                self._write_keys()
+                self._start_on_free_port(time.monotonic() + timeout_s)
+                return self
+            except _PortTakenError:
+                self.stop(timeout_s=1)  # daemons that talk to a stranger's port end slowly
+                _clean(list(given.iterdir()) if given else [])
+            except BaseException:
+                self.stop(timeout_s=5)
+                raise
+        raise PoolError(f"pool {self.name}: {_PORT_TRIES} times another program bound the chosen port first")
 
     def stop(self, timeout_s: float = 30) -> None:
         """End the daemons and all that they started, and wait for that; no effect when not running.
@@ -319,8 +321,12 @@ class PrivatePool:
         if master and master.alive():
             family |= {master} | _descendants(master.pid)
         keeper.terminate()  # Popen never signals a pid that it has reaped
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            keeper.wait(timeout_s + 10)
+        try:
+            keeper.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            keeper.terminate()  # now it kills
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                keeper.wait(10)
         _await(lambda: not any(p.alive() for p in family), 5)
         for process in family:
             process.send(signal.SIGKILL)
@@ -346,9 +352,6 @@ class PrivatePool:
         else:
             directory = self._wanted_directory.absolute()
             directory.mkdir(parents=True, exist_ok=True)
-            if any(directory.iterdir()):
-                # Daemons of a pool before, ending late, would remove the files of this one.
-                raise PoolError(f"{directory}: not empty: give every pool a new directory")
         self._directory = directory
         directory.chmod(0o755)
         if _daemon_ids() and not open_to_others(directory):
@@ -388,13 +391,14 @@ class PrivatePool:
     def _write_configuration(self, port: int) -> None:
         client = self.directory / "client"
         text = _configuration(self, port, self.directory, self._socket_directory)
-        (self.directory / "condor_config").write_text(text)
-        (client / "condor_config").write_text(
+        _write_public(self.directory / "condor_config", text)
+        _write_public(
+            client / "condor_config",
             f"{text}\n"
             f"SEC_PASSWORD_DIRECTORY = {client}/passwords.d\n"
             f"SEC_TOKEN_POOL_SIGNING_KEY_FILE = {client}/passwords.d/POOL\n"
             f"SEC_TOKEN_DIRECTORY = {client}/tokens/apf\n"
-            f"SEC_TOKEN_SYSTEM_DIRECTORY = {client}/tokens/apf\n"
+            f"SEC_TOKEN_SYSTEM_DIRECTORY = {client}/tokens/apf\n",
         )
 
     def _start_on_free_port(self, deadline: float) -> None:
@@ -405,10 +409,21 @@ class PrivatePool:
             self._give_to_daemons(tokens / self.trust_domain, self.token("condor"))
             for identity in _IDENTITIES:
                 self.token_dir(identity)
-            for old in self.log_dir.iterdir():  # of a try with another port
-                old.unlink()
             self._start_keeper()
             self._wait_until_up(deadline)
+        if "SCHEDD" in self.daemons:
+            self._introduce_service()
+
+    def _introduce_service(self) -> None:
+        """Let the service submit a job, and remove it; leaves one removed job in the history.
+
+        A schedd of HTCondor 23 lets nobody act on other people's jobs, super user or not, who has never submitted.
+        """
+        job = "executable = /bin/true\nhold = True\nqueue\n"
+        cluster = self.tool("condor_submit", "-terse", text_input=job).stdout.split(".")[0]
+        self.tool("condor_rm", cluster)
+        if not _await(lambda: not self.tool("condor_q", cluster, "-af", "ClusterId").stdout, 10):
+            raise PoolError(f"job {cluster} of the service stays in the queue; {self._last_errors()}")
 
     def _start_keeper(self) -> None:
         assert self._socket_directory is not None
@@ -468,15 +483,19 @@ class PrivatePool:
 
     def _advertised(self) -> set[str]:
         """The types of ad in the collector; empty when it does not answer."""
-        if not (self.log_dir / ".collector_address").exists():
+        # Before this file is there, the port may be somebody else's.
+        if not (self.directory / "lock" / "shared_port_ad").exists():
             return set()
-        done = self.tool("condor_status", "-any", "-af", "MyType", check=False)
+        try:
+            done = self.tool("condor_status", "-any", "-af", "MyType", check=False, timeout_s=5)
+        except PoolError:
+            return set()
         return set(done.stdout.split())
 
     def _raise_if_failed(self) -> None:
-        shared_port = self.log_dir / "SharedPortLog"
-        if shared_port.exists() and "Failed to bind" in shared_port.read_text(errors="replace"):
-            raise _PortTakenError(f"{self.collector} was taken by another program")
+        log = self.log_dir / "MasterLog"
+        if log.exists() and "Address already in use" in log.read_text(errors="replace"):
+            raise _PortTakenError
         if self._master is None or not self._master.alive():
             raise PoolError(f"condor_master ended; {self._last_errors()}")
 
@@ -540,8 +559,7 @@ class PrivatePool:
 
         Returns before all have done so. HTCondor takes some settings, such as ports, only at a restart.
         """
-        new = self.directory / "config.d" / "90-reconfig"
-        new.write_text(extra + "\n")
+        _write_public(self.directory / "config.d" / "90-reconfig", extra + "\n")
         self.tool("condor_reconfig")
 
 
@@ -711,8 +729,9 @@ GRIDMANAGER_JOB_PROBE_INTERVAL = 5
 GRIDMANAGER_EMPTY_RESOURCE_DELAY = 5
 GRIDMANAGER_GAHP_RESPONSE_TIMEOUT = 20
 GRIDMANAGER_GAHP_CALL_TIMEOUT = 30
-# state of a Condor-C job: 300 s by default
+# a Condor-C job: its state is asked for every 300 s by default, and when done the CE drops it after 60 s
 CONDOR_JOB_POLL_INTERVAL = 5
+PERIODIC_EXPR_INTERVAL = 5
 C_GAHP_CONTACT_SCHEDD_DELAY = 1
 """
 
@@ -741,9 +760,18 @@ def _write_secret(path: Path, text: str) -> None:
         handle.write(text + "\n")
 
 
+def _write_public(path: Path, text: str) -> None:
+    """Write a file that the daemons can read whatever the caller's umask is."""
+    path.write_text(text)
+    path.chmod(0o644)
+
+
 def _clean(paths: Sequence[Path]) -> None:
     for path in paths:
-        shutil.rmtree(path, ignore_errors=True)
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -868,6 +896,8 @@ _PR_SET_CHILD_SUBREAPER = 36
 def _keep() -> None:
     """Run condor_master until it ends, SIGTERM comes, or the caller is gone; then end its whole family.
 
+    A second SIGTERM ends the patience with which it waits for the family.
+
     The caller's end is seen through a file descriptor of its process, which no fork and no thread can fool: a
     pipe would stay open in the caller's children, and a parent-death signal is sent when a thread ends.
     """
@@ -887,7 +917,7 @@ def _keep() -> None:
         with contextlib.suppress(BlockingIOError):
             os.read(woken, 4096)
         _reap()
-    _end_children(master)
+    _end_children(master, patience_s=30)
     _clean([Path(path) for path in order["remove"]])
 
 
@@ -937,12 +967,12 @@ def _prctl(option: int, value: int) -> None:
         raise OSError(ctypes.get_errno(), "prctl")
 
 
-def _end_children(master: _Process, patience_s: float = 30) -> None:
+def _end_children(master: _Process, patience_s: float) -> None:
     """End everything that descends from this process, gently for `patience_s`."""
     for process in _descendants(os.getpid()):
         process.send(signal.SIGCONT)  # a stopped daemon would not hear the next signal
     master.send(signal.SIGQUIT)
-    _await(_childless, patience_s)
+    _await(lambda: _childless() or len(_terminated) > 1, patience_s)
     for _ in range(100):  # what is killed may just have started another
         if _childless():
             return
