@@ -39,7 +39,7 @@ from typing import Any, Literal, Self
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
-from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from apf_elastic import ledger_schema as schema
 from apf_elastic.ledger_place import File, Hold, LedgerDamaged, LedgerError, LedgerHeld, Server, find_place, utc
@@ -61,7 +61,7 @@ STARTED = frozenset({State.STARTING, State.RUNNING, State.READY, State.DRAINING}
 WAS_ACCEPTED = frozenset({State.SUBMITTED, State.PENDING})
 
 #: Written out, not bound: only then do the databases use the partial indexes.
-_GONE = sa.literal_column("'gone'")
+_GONE: sa.ColumnElement[str] = sa.literal_column("'gone'")
 _live = schema.resources.c.state != _GONE
 _gone = schema.resources.c.state == _GONE
 
@@ -227,9 +227,7 @@ class Reader:
         """Every resource that is not gone, by id."""
         shared = _Shared()
         with self._reading("read the resources") as connection:
-            rows = connection.execute(
-                sa.select(schema.resources).where(self._mine(schema.resources), _live)
-            )
+            rows = connection.execute(sa.select(schema.resources).where(self._mine(schema.resources), _live))
             return {row.id: shared.resource(row) for row in rows}
 
     def everything(self) -> list[Resource]:
@@ -314,7 +312,9 @@ class Reader:
     def _note(self, name: str) -> tuple[float, str] | None:
         with self._reading("read a note") as connection:
             row = connection.execute(
-                sa.select(schema.notes.c.at, schema.notes.c.value).where(self._mine(schema.notes), schema.notes.c.name == name)
+                sa.select(schema.notes.c.at, schema.notes.c.value).where(
+                    self._mine(schema.notes), schema.notes.c.name == name
+                )
             ).first()
         return None if row is None else (row.at, row.value)
 
@@ -324,8 +324,18 @@ class Reader:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
+
+
+def _refuse_newer(place: File | Server, found: int) -> None:
+    if found > schema.SCHEMA:
+        raise LedgerError(
+            f"ledger {place.name} was written by a newer apf-elastic (schema {found}, this one knows {schema.SCHEMA}):"
+            " install that release again"
+        )
 
 
 def _factory_in(reader: Reader, wanted: str | None) -> str:
@@ -333,7 +343,9 @@ def _factory_in(reader: Reader, wanted: str | None) -> str:
     if wanted is not None:
         return wanted
     with reader._reading("read the factory's name") as connection:
-        found = connection.execute(sa.select(schema.notes.c.factory).where(schema.notes.c.name == "holder")).scalars().all()
+        found = (
+            connection.execute(sa.select(schema.notes.c.factory).where(schema.notes.c.name == "holder")).scalars().all()
+        )
     if len(found) > 1:
         raise LedgerError(f"ledger {reader._place.name} has several factories: name one of {', '.join(sorted(found))}")
     return found[0] if found else ""
@@ -358,7 +370,8 @@ class Ledger(Reader):
     def __init__(self, place: File | Server, factory: str, clock: Callable[[], float], hold: Hold | None) -> None:
         self._hold = hold
         super().__init__(place, factory, clock, writes=True)
-        self._durable = self._engine.execution_options(durable=True)
+        self._writer = self._engine.execution_options(commit="fast")
+        self._durable_writer = self._engine.execution_options(commit="durable")
         self._mirror: dict[str, Resource] = {}
         self._view = MappingProxyType(self._mirror)
         self._run_of: dict[str, dict[str, _Run]] = {}
@@ -453,9 +466,7 @@ class Ledger(Reader):
         if isinstance(self._place, Server):
             return
         other = connection.execute(
-            sa.select(schema.resources.c.factory)
-            .where(schema.resources.c.factory != self.factory, _live)
-            .limit(1)
+            sa.select(schema.resources.c.factory).where(schema.resources.c.factory != self.factory, _live).limit(1)
         ).scalar()
         if other is not None:
             raise LedgerError(
@@ -509,7 +520,7 @@ class Ledger(Reader):
                 self._load()
             self._place.check()
             try:
-                with (self._durable if durable else self._engine).begin() as connection:
+                with (self._durable_writer if durable else self._writer).begin() as connection:
                     yield connection
             except SQLAlchemyError as error:
                 # a server that went away during the commit may have done it

@@ -9,7 +9,7 @@ import logging
 import os
 import socket
 import sqlite3
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
@@ -50,6 +50,8 @@ class Place:
         self.name = name
 
     def engine(self, *, writes: bool) -> Engine:
+        """Connects there. Execution option ``commit``: "durable" survives a power loss, "fast" our own end only;
+        without it a transaction reads."""
         raise NotImplementedError
 
     def check(self) -> None:
@@ -89,11 +91,11 @@ class File(Place):
 
         @event.listens_for(engine, "begin")
         def begin(connection: Connection) -> None:
-            if not writes:
+            commit = connection.get_execution_options().get("commit")
+            if commit is None:
                 connection.exec_driver_sql("BEGIN")
                 return
-            durable = connection.get_execution_options().get("durable")
-            connection.exec_driver_sql(f"PRAGMA synchronous={'FULL' if durable else 'NORMAL'}")
+            connection.exec_driver_sql(f"PRAGMA synchronous={'FULL' if commit == 'durable' else 'NORMAL'}")
             connection.exec_driver_sql("BEGIN IMMEDIATE")
 
         return engine
@@ -194,7 +196,7 @@ class File(Place):
         os.close(os.open(new.path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
         engine = new.engine(writes=True)
         try:
-            with engine.execution_options(durable=True).begin() as connection:
+            with engine.execution_options(commit="durable").begin() as connection:
                 migrate(connection, 0)
         except SQLAlchemyError as error:
             raise self.error("make it", error) from error
@@ -249,8 +251,9 @@ class Server(Place):
 
     @staticmethod
     def _begin(connection: Connection) -> None:
-        durable = connection.get_execution_options().get("durable")
-        connection.exec_driver_sql(f"SET LOCAL synchronous_commit = {'on' if durable else 'off'}")
+        commit = connection.get_execution_options().get("commit")
+        if commit is not None:
+            connection.exec_driver_sql(f"SET LOCAL synchronous_commit = {'on' if commit == 'durable' else 'off'}")
 
 
 def _engine(url: str | sa.URL, **options: Any) -> Engine:
@@ -316,5 +319,3 @@ class Hold:
 
 def utc(at: float) -> str:
     return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
-
-

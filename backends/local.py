@@ -4,6 +4,7 @@ A resource is a directory named by our id and, for as long as it lives, a launch
 holds a lock on the directory, records who it is, runs the payload and writes down how it ended::
 
     <directory>/<id>/record    factory, queue, offering: there from the directory's first moment
+                     launch    the launcher's script
                      lock      held by whoever is starting it, then by the launcher until it dies
                      launcher  the launcher's line of /proc/PID/stat, written before the payload runs
                      exit      "exit 0", "killed", "never started": written once, last
@@ -66,13 +67,11 @@ from apf_elastic.model import Offering, Shape
 #: good. The traps let it outlive a signal to its group, and are the default again in the payload. The end is that
 #: of a batch job: what the script leaves in its process group goes with it.
 _LAUNCHER = """\
-read -r me < /proc/$$/stat && printf '%s\\n' "$me" > "$1/launcher" || exit 125
+read -r me < /proc/$$/stat && printf '%s\\n' "$me" > "${0%/*}/launcher" || exit 125
 trap : HUP INT QUIT TERM
 umask 022
-directory=$1
-shift
 "$@" < /dev/null
-printf 'exit %s\\n' $? > "$directory/exit"
+printf 'exit %s\\n' $? > "${0%/*}/exit"
 kill -KILL 0
 """
 
@@ -90,6 +89,8 @@ _YOUNG_S = 5.0
 _WAIT_S = 0.5
 #: How often logs are bounded and debris is removed.
 _TIDY_S = 30.0
+#: How long a second create of the same id waits to see the first one's launcher.
+_LAUNCH_S = 0.1
 _KILL_PASSES = 10
 _TRIES = 100
 _DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
@@ -207,7 +208,7 @@ class LocalBackend:
         else:
             raise _Refusal(f"{place} keeps vanishing, or has lost its lock: is the disk in order?")
         if lock is None:
-            if _read(place, "launcher"):
+            if _launched(place):
                 return Created(request.id, str(place))
             return Uncertain(request.id, "is being started by another process")
         try:
@@ -261,6 +262,7 @@ class LocalBackend:
         try:
             command = self._command(request, place)
             self._fill(request, place / "work")
+            _write(f"{place}/launch", _LAUNCHER.encode())
             _spawn(command, self._environment(request, place), place, lock)
         except Exception:  # not an interrupt: that may come when the launcher is already on its way
             _discard(place)
@@ -276,7 +278,7 @@ class LocalBackend:
         if user is not None:
             ids = [f"--reuid={user.pw_uid}", f"--regid={user.pw_gid}", "--init-groups"]
             command = [_tool("setpriv"), *ids, "--", *command]
-        return ["/bin/sh", "-c", _LAUNCHER, "apf-elastic", str(place), *command]
+        return ["/bin/sh", str(place / "launch"), *command]
 
     def _environment(self, request: Request, place: Path) -> Mapping[str, str]:
         clean = {"PATH": "/usr/local/bin:/usr/bin:/bin", "LANG": "C.UTF-8"}
@@ -721,6 +723,16 @@ def _keep_tail(log: str, length: int) -> None:
         file.truncate(0)
     with open(log, "ab") as file:
         file.write(tail)
+
+
+def _launched(place: Path) -> bool:
+    """Whether the launcher has recorded itself; one that was started just now is given the time to."""
+    deadline = time.monotonic() + _LAUNCH_S
+    while not _read(place, "launcher"):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.002)
+    return True
 
 
 # ------------------------------------------------------------------------------------------------------- locks

@@ -155,9 +155,13 @@ make_work() {
     start_undertaker
     remove_stale "${work%/*}"
 
+    # As root, only what is in these belongs to the user who runs the jobs.
     mkdir "$work"/{log,execute,spool,lock,run,cred,tmp,tokens.d,passwords.d} || broken "$work cannot be written"
     chmod 755 "$work/execute"
+    give "$work"/*/
 }
+
+give() { ((EUID)) || chown -- "$GLIDEIN_USER:$(id -g "$GLIDEIN_USER")" "$@"; }
 
 # Ends every process of the glidein in directory $1, whose condor_master is $2, and removes the directory. Daemons and
 # jobs are known by the directory's random name in their environment, never by a number that may have been reused.
@@ -266,6 +270,7 @@ take_token() {
     local line payload expires epoch
     [ -f "$GLIDEIN_TOKEN" ] && [ -r "$GLIDEIN_TOKEN" ] || broken "the token file is missing or cannot be read"
     cat -- "$GLIDEIN_TOKEN" > "$work/tokens.d/token" || broken "the token file cannot be copied"
+    give "$work/tokens.d/token"
     rm -f -- "$GLIDEIN_TOKEN" 2>/dev/null || say "warning: the delivered copy of the token cannot be removed"
 
     line=$(grep -m 1 -vE '^[[:space:]]*(#|$)' "$work/tokens.d/token") || broken "the token file is empty"
@@ -342,7 +347,7 @@ check_gpus() {
 
 check_as_the_operator_says() {
     [ -n "$GLIDEIN_CHECKS" ] || return 0
-    patiently "${as_user[@]}" timeout 600 "$GLIDEIN_CHECKS" > "$work/checks" 2>&1 < /dev/null \
+    patiently "${as_user[@]}" env "TMPDIR=$work/tmp" timeout 600 "$GLIDEIN_CHECKS" > "$work/checks" 2>&1 < /dev/null \
         || broken "the operator's check failed: $(tail -n 1 "$work/checks")"
     say "the operator's check passed"
 }
@@ -422,7 +427,7 @@ NUM_SLOTS_TYPE_1 = 1
 SLOT_TYPE_1 = 100%
 SLOT_TYPE_1_PARTITIONABLE = True
 
-START = $GLIDEIN_START
+START = ($GLIDEIN_START)
 PREEMPT = False
 SUSPEND = False
 KILL = False
@@ -466,10 +471,8 @@ END
 # ---------------------------------------------------------------------------------------------------- life
 
 start_condor() {
-    local own=(log execute spool lock run cred tmp tokens.d passwords.d)
     as_condor=("${as_user[@]}" env "CONDOR_CONFIG=$work/condor_config" "HOME=$work/tmp" "TMPDIR=$work/tmp")
     chmod 644 "$work/condor_config"
-    ((EUID)) || (cd "$work" && chown -R "$(id -u "$GLIDEIN_USER"):$(id -g "$GLIDEIN_USER")" "${own[@]}")
     (cd "$work/tmp" && exec setsid "${as_condor[@]}" "$release/sbin/condor_master" -f) \
         > "$work/log/master.out" 2>&1 < /dev/null {life}>&- &
     master=$!
@@ -625,7 +628,7 @@ nap() {
     for at in "$look_at" "$lease_at" "$retire_at" "$end_at" "$kill_at"; do
         ((at > NOW && at < until)) && until=$at
     done
-    sleep $((until - NOW)) {life}>&- &
+    sleep $((until - NOW)) {life}>&- {lock}>&- &
     napping=$!
     wait -n
     kill "$napping" 2>/dev/null

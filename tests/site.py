@@ -47,7 +47,7 @@ class Site:
     directory: Path
     queue: QueueSettings = field(default_factory=queue_settings)
     backends: Mapping[str, BackendSettings] = field(default_factory=lambda: {"cloud": BackendSettings("cloud")})
-    offerings: tuple[Offering, ...] = (Offering("one", ONE), Offering("two", TWO))
+    offerings: tuple[Offering, ...] = (Offering("one", ONE),)
     joins: bool = True
     jobs: list[Job] = field(default_factory=list)
     done: int = 0

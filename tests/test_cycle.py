@@ -9,9 +9,12 @@ from unittest.mock import patch
 import pytest
 
 from apf_elastic.ledger import LedgerError
+from apf_elastic.model import Offering
 from apf_elastic.settings import Allocation, BackendSettings, BackendUse, Limits
 from apf_elastic.testing.fakes import Behaviour
 from tests.site import ONE, TWO, Site, queue_settings
+
+BOTH = (Offering("one", ONE), Offering("two", TWO))
 
 
 @pytest.fixture
@@ -34,7 +37,7 @@ def created(site: Site) -> int:
 
 
 def test_work_is_served_and_everything_is_given_back(make: Callable[..., Site]) -> None:
-    site = make()
+    site = make(offerings=BOTH)
     site.submit(20, ONE)
     site.submit(5, TWO)
     site.step(100)
@@ -44,7 +47,7 @@ def test_work_is_served_and_everything_is_given_back(make: Callable[..., Site]) 
 
 
 def test_no_more_capacity_is_made_than_the_jobs_need(make: Callable[..., Site]) -> None:
-    site = make()
+    site = make(offerings=BOTH)
     site.submit(20, ONE)
     site.submit(5, TWO)
     site.step(20)
@@ -290,17 +293,10 @@ def test_two_backends_share_by_weight(make: Callable[..., Site]) -> None:
     site = make(
         queue=queue_settings(backends=uses, allocation=Allocation.WEIGHTED),
         backends={"a": BackendSettings("a"), "b": BackendSettings("b")},
-        offerings=(site_offering(),),
     )
     site.submit(40, run_s=10_000)
     site.step(10)
     assert (site.clouds["a"].made, site.clouds["b"].made) == (30, 10)
-
-
-def site_offering() -> object:
-    from apf_elastic.model import Offering
-
-    return Offering("one", ONE)
 
 
 def test_the_lease_is_renewed_while_the_service_runs(make: Callable[..., Site]) -> None:

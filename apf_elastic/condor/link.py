@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import pwd
 import select
 import subprocess
 import sys
@@ -58,6 +59,10 @@ class Endpoint:
             result["CONDOR_CONFIG"] = str(self.config)
         elif "CONDOR_CONFIG" not in result and not any(path.exists() for path in _USUAL_CONFIGS):
             result["CONDOR_CONFIG"] = "ONLY_ENV"
+            # Glideins call tools back (CCB); the shared port for that has a directory only in a configuration.
+            result.setdefault("_CONDOR_USE_SHARED_PORT", "False")
+            if os.geteuid() == 0 and not _is_user("condor"):
+                result.setdefault("CONDOR_IDS", "0.0")  # else root's tools refuse to run at all
         if self.token_dir is not None:
             # Root's programs look into the second one.
             result["_CONDOR_SEC_TOKEN_DIRECTORY"] = str(self.token_dir)
@@ -202,6 +207,14 @@ def _end_process(process: subprocess.Popen[bytes], our_life: int, log: IO[bytes]
     process.wait()
     os.close(our_life)
     log.close()
+
+
+def _is_user(name: str) -> bool:
+    try:
+        pwd.getpwnam(name)
+    except KeyError:
+        return False
+    return True
 
 
 def _with_our_package(environment: dict[str, str]) -> dict[str, str]:

@@ -60,7 +60,10 @@ def _check_references(tree: Mapping[str, Any], report: Report) -> None:
         report.problem(("queues",), "no queue is configured", "write [queues.NAME] with a source and backends")
     used: dict[str, set[str]] = {kind: set() for kind in KINDS}
     for name, raw in queues.items():
-        for kind, name_of_it, key in _references(raw, ("queues", name)):
+        references = list(_references(raw, ("queues", name)))
+        uses = [it for kind, it, _ in references if kind == "backend"]
+        _check_duplicates(uses, ("queues", name, "backends"), report)
+        for kind, name_of_it, key in references:
             known = _table(tree, KINDS[kind])
             used[kind].add(name_of_it)
             if name_of_it not in known:
@@ -94,8 +97,9 @@ def _table(tree: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 
 def _check_uses(name: str, queue: QueueTable, specs: Specs, tree: Mapping[str, Any], report: Report) -> None:
     key: Key = ("queues", name, "backends")
-    _check_duplicates([use.name for use in queue.backends], key, report)
     source = specs["source"].get(queue.source)
+    if source is not None:
+        _check_select(queue.select, source, ("queues", name, "select"), report)
     for index, use in enumerate(queue.backends):
         here = (*key, index)
         _check_duplicates(use.offerings, (*here, "offerings"), report)
@@ -103,6 +107,17 @@ def _check_uses(name: str, queue: QueueTable, specs: Specs, tree: Mapping[str, A
         if use.burst_after and source is not None and not getattr(source.cls, "counts_waits", True):
             message = f'the source "{source.name}" ({source.type}) does not say how long jobs have waited'
             report.problem((*here, "burst_after"), message, "leave burst_after out, or use another source")
+
+
+def _check_select(select: str, source: PluginSpec, key: Key, report: Report) -> None:
+    """Let the source read the selection, if its class can without asking a server: ``check_select(select)``."""
+    check = getattr(source.cls, "check_select", None)
+    if check is None or not select.strip():
+        return
+    try:
+        check(select)
+    except Exception as error:
+        report.problem(key, str(error), f"write it in the language of {source.type} sources")
 
 
 def _check_duplicates(names: Iterable[str], key: Key, report: Report) -> None:

@@ -121,19 +121,17 @@ def merge(documents: Sequence[Document]) -> Merged:
     """One tree out of all; of what two files set, the later one's stays."""
     merged = Merged(documents)
     for document in documents:
-        _merge(merged.tree, document.tree, (), document, merged.origin)
+        _merge(merged.tree, document.tree, (), document, merged)
     return merged
 
 
-def _merge(into: dict[str, Any], new: Mapping[str, Any], key: Key, document: Document, origin: dict[Key, Document]) -> None:
+def _merge(into: dict[str, Any], new: Mapping[str, Any], key: Key, document: Document, merged: Merged) -> None:
     for word, value in new.items():
         here = (*key, word)
-        origin[here] = document
+        merged.origin[here] = document
         if isinstance(value, dict):
             old = into.get(word)
             into[word] = dict(old) if isinstance(old, dict) else {}
-            _merge(into[word], value, here, document, origin)
+            _merge(into[word], value, here, document, merged)
         else:
             into[word] = value
-
-

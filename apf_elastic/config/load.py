@@ -80,7 +80,7 @@ def build(documents: Sequence[Document]) -> Config:
     queues = dict(_queues(tree, report))
     check_all(tree, factory, specs, queues, documents, report)
     if report.problems or factory is None:
-        raise ConfigError(report.problems)
+        raise ConfigError(report.sorted_problems())
     return Config(
         settings=_settings(factory, queues, backends),
         sources=specs["source"],
@@ -101,7 +101,9 @@ def _check_top(tree: Mapping[str, Any], report: Report) -> None:
         if word not in File.model_fields:
             report.problem((word,), "is not a known table", suggestion(word, File.model_fields, "tables"))
         elif not isinstance(value, dict):
-            report.refuse((word,), "must be a table", f"write [{word}]" if word == "factory" else f"write [{word}.NAME]")
+            report.refuse(
+                (word,), "must be a table", "write [factory]" if word == "factory" else f"write [{word}.NAME]"
+            )
 
 
 def _factory(tree: Mapping[str, Any], report: Report) -> FactoryTable | None:
@@ -125,7 +127,7 @@ def _factory(tree: Mapping[str, Any], report: Report) -> FactoryTable | None:
 def _tables(tree: Mapping[str, Any], table: str, report: Report) -> list[tuple[str, Mapping[str, Any]]]:
     """The tables of one kind by their names."""
     group = tree.get(table, {})
-    found = []
+    found: list[tuple[str, Mapping[str, Any]]] = []
     for name, raw in group.items() if isinstance(group, dict) else ():
         key = (table, name)
         if not is_name(name):
@@ -133,7 +135,7 @@ def _tables(tree: Mapping[str, Any], table: str, report: Report) -> list[tuple[s
         if isinstance(raw, dict):
             found.append((name, raw))
         else:
-            report.refuse(key, "must be a table", f"write [{table}.{name}]" if is_name(name) else f"write [{table}.NAME]")
+            report.refuse(key, "must be a table", f"write [{table}.NAME]")
     return found
 
 
@@ -182,9 +184,7 @@ def _factory_config(table: FactoryTable) -> FactoryConfig:
     return FactoryConfig(table.name, state_dir, ledger, table.cycle, table.max_age, table.log)
 
 
-def _settings(
-    factory: FactoryTable, queues: Mapping[str, Queue], backends: Mapping[str, BackendSettings]
-) -> Settings:
+def _settings(factory: FactoryTable, queues: Mapping[str, Queue], backends: Mapping[str, BackendSettings]) -> Settings:
     return Settings(
         factory=factory.name,
         queues={name: _queue_settings(name, queue) for name, queue in queues.items()},

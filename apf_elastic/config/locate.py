@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Mapping
+from contextlib import suppress
 
 from apf_elastic.config.problems import Key
 
@@ -23,10 +24,8 @@ _PLAIN = re.compile(r"[^,\]}\n#]*")
 def lines(text: str) -> Mapping[Key, int]:
     """The line, from 1, of every key, table and array element."""
     scan = _Scan(text.replace("\r\n", "\n"))
-    try:
+    with suppress(_Lost, RecursionError):
         scan.document()
-    except (_Lost, RecursionError):
-        pass
     return scan.found
 
 

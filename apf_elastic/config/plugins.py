@@ -63,7 +63,7 @@ class PluginSpec:
     name: str
     kind: str
     type: str
-    cls: type[Any]
+    cls: Any
     options: BaseModel
     every_s: float
     timeout_s: float

@@ -114,7 +114,7 @@ class ConfigError(Exception):
 
 
 def suggestion(word: str, known: Iterable[str], what: str = "known") -> str:
-    """"Did you mean" and all there is, for a word that is not among `known`."""
+    """ "Did you mean" and all there is, for a word that is not among `known`."""
     names = sorted(known)
     if not names:
         return f"there is nothing {what}" if what == "known" else f"no {what} is configured"

@@ -40,6 +40,11 @@ class Report:
         self.problem(key, message, cure)
         self._bad.add(key)
 
+    def sorted_problems(self) -> list[Problem]:
+        """In the order in which the files are read, from top to bottom."""
+        order = {document.path: number for number, document in enumerate(self._merged.documents)}
+        return sorted(self.problems, key=lambda it: (order.get(it.file, -1) if it.file else -1, it.line or 0))
+
     def warning(self, key: Key, message: str, cure: str = "") -> None:
         self.warnings.append(self._at(key, message, cure))
 
@@ -95,8 +100,8 @@ def _walk(value: object, key: Key, report: Report) -> None:
     elif isinstance(value, list):
         for index, inner in enumerate(value):
             _walk(inner, (*key, index), report)
-    elif why := _wrong_value(value):
-        report.refuse(key, f"{shown(key, value)} {why[0]}", why[1])
+    elif wrong := _wrong_value(value):
+        report.refuse(key, f"{shown(key, value)} {wrong[0]}", wrong[1])
 
 
 def _wrong_value(value: object) -> tuple[str, str] | None:

@@ -100,7 +100,7 @@ class UseTable(Table):
     """How a queue uses a backend. In `backends`, the name alone stands for a table with only `name`."""
 
     name: str = Field(description="which backend")
-    weight: float = Field(1.0, gt=0, description="its part, for `allocation = \"weighted\"`")
+    weight: float = Field(1.0, gt=0, description='its part, for `allocation = "weighted"`')
     burst_after: Duration = Field(0.0, description="only jobs that waited so long reach this backend")
     idle: Duration | None = Field(None, description="its own idle limit, in place of that of `retirement`")
     offerings: list[str] = Field([], description="only these of its offerings; absent: all")

@@ -83,8 +83,9 @@ def spellings(model: type[BaseModel]) -> Mapping[str, Spelling]:
 
 def unit_by_name(name: str, field: FieldInfo) -> Unit | None:
     """The unit that a plugin's field has by its suffix, if it is a number."""
-    numeric = any(kind in (int, float) for kind in alternatives(field.annotation))
-    return next((unit for unit in (DURATION, SIZE) if numeric and name.endswith(unit.suffix) and name != unit.suffix), None)
+    if not any(kind in (int, float) for kind in alternatives(field.annotation)):
+        return None
+    return next((unit for unit in (DURATION, SIZE) if name.endswith(unit.suffix) and name != unit.suffix), None)
 
 
 def recommended(model: type[BaseModel]) -> Mapping[str, str]:
@@ -178,7 +179,8 @@ class _Translation:
         if isinstance(value, dict):
             models = [kind for kind in kinds if is_model(kind)]
             if models:
-                return self.table(max(models, key=lambda model: len(spellings(model).keys() & value.keys())), value, key)
+                best = max(models, key=lambda model: len(spellings(model).keys() & value.keys()))
+                return self.table(best, value, key)
             inner = _element(kinds, (dict, Mapping))
             return {word: self._inside(inner, it, (*key, word)) for word, it in value.items()} if inner else value
         if isinstance(value, list):
@@ -214,13 +216,11 @@ def _explain(
         report.problem(place, f"{shown(place, value)} {wrong}", wrong.cure)
         return
     message, cure = _words(detail, model, inner)
-    what = "" if isinstance(value, dict | list) and wrong is not None else f"is {shown(place, value)}: "
+    what = "" if isinstance(value, dict | list) and wrong is not None else f"is {shown(place, value)}, "
     report.problem(place, what + message, cure)
 
 
-def _place(
-    loc: Sequence[str | int], values: Any, key: Key, words: Mapping[Key, str], missing: bool
-) -> tuple[Key, Key]:
+def _place(loc: Sequence[str | int], values: Any, key: Key, words: Mapping[Key, str], missing: bool) -> tuple[Key, Key]:
     """Where an error is, in the model (below `key`) and in the words of the file.
 
     Pydantic's location also names alternatives of unions and the like; what is no key of the data is left out.
@@ -294,7 +294,7 @@ def _words(detail: Any, model: type[BaseModel], inner: Key) -> tuple[str, str]:
             limit = next(value for name, value in context.items() if name in ("gt", "ge", "lt", "le"))
             return f"must be {word} {limit:g}", f"write {word} {limit:g}, or leave the key out"
     if kind in ("enum", "literal_error"):
-        return "is not one of the choices", suggestion(str(detail["input"]), _choices(model, inner), "choices")
+        return "not one of the choices", suggestion(str(detail["input"]), _choices(model, inner), "choices")
     if kind == "too_short":
         return f"needs at least {context['min_length']}", "name one"
     if kind == "value_error":
@@ -316,5 +316,3 @@ def choices_of(kinds: Sequence[Any]) -> Iterator[str]:
             yield from (str(member.value) for member in kind)
         elif get_origin(kind) is Literal:
             yield from map(str, get_args(kind))
-
-

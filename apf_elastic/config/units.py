@@ -107,7 +107,7 @@ def share(value: object) -> float:
 def _number(value: object, how: str) -> Fraction:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise UnitError("is neither a number nor a text with a unit", how)
-    if not math.isfinite(value):
+    if isinstance(value, float) and not math.isfinite(value):
         raise UnitError("is not a finite number", how)
     if value < 0:
         raise UnitError("is negative", how)

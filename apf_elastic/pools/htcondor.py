@@ -138,19 +138,19 @@ class HTCondorPool:
         seen = [read_glidein(ads, self._clock.to_collector(now)) for ads in _by_id(honest)]
         forgotten = max(FORGOTTEN_S, FORGOTTEN_UPDATES * self._options.update_s)
         alive = [glidein for glidein in seen if glidein.age_s <= forgotten]
-        self._check_collector_has_all(set(self._startds) - {glidein.id for glidein in alive}, now)
+        self._check_collector_has_all(set(self._startds) - {glidein.id for glidein in alive})
         self._startds = {glidein.id: glidein.startd for glidein in alive}
         stale_s = STALE_UPDATES * self._options.update_s
         return [glidein.slot(self._steady_idle_since(glidein, now), stale_s) for glidein in alive]
 
-    def _check_collector_has_all(self, missing: set[str], now: float) -> None:
+    def _check_collector_has_all(self, missing: set[str]) -> None:
         """A collector that has just started knows only who has updated since. Raises CallError."""
         if not missing:
             return
-        asked = {"kind": "Collector", "constraint": "true", "projection": ["DaemonStartTime"]}
+        asked = {"kind": "Collector", "constraint": "true", "projection": ["StatsLifetime"]}
         for ad in self._link.call("ads", asked, self._options.timeout_s):
-            age_s = self._clock.to_collector(now) - (_number(ad, "DaemonStartTime") or 0.0)
-            if age_s < 2 * self._options.update_s:
+            age_s = _number(ad, "StatsLifetime")
+            if age_s is not None and age_s < 2 * self._options.update_s:
                 raise CallError(
                     f"{self._link.endpoint} started {age_s:.0f} s ago and lacks {len(missing)} glideins: it has not"
                     " heard from all yet"

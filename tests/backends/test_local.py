@@ -5,10 +5,12 @@ from __future__ import annotations
 import errno
 import os
 import pwd
+import shutil
 import signal
 import stat
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -16,6 +18,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
+from types import FrameType
 
 import pytest
 
@@ -143,38 +146,31 @@ def launcher_of(kit: LocalKit, id: str) -> int:
 
 # ------------------------------------------------------------------------------------------------ exactly once
 
-#: Forks once per step: the child starts resource "s<step>", and kills itself at its step-th audit event.
-CREATOR = """
-import os, signal, sys
-from pathlib import Path
-from apf_elastic.backends.local import LocalBackend, LocalOptions
-from apf_elastic.contracts import Context, Payload, Request
-from apf_elastic.model import Offering, Shape
 
-root, script = Path(sys.argv[1]), Path(sys.argv[2])
-
-def create(step):
+def killed_at(step: int, work: Callable[[], object]) -> bool:
+    """Do the work in a child that kills itself at its step-th line of the backend or audited call (open, rename,
+    fcntl ...). False if it was done before that.
+    """
     left = step
-    def count_down(event, arguments):
+
+    def count_down(*_: object) -> None:
         nonlocal left
         left -= 1
         if left == 0:
             os.kill(os.getpid(), signal.SIGKILL)
-    backend = LocalBackend("local", LocalOptions(directory=root), Context("ours", root))
-    payload = Payload(script, (f"s{step}",), secrets={"token": b"x"}, files={"beside": script})
-    sys.addaudithook(count_down)
-    backend.create([Request(f"s{step}", "queue", Offering("core", Shape()), payload)])
 
-for step in range(1, 500):
-    pid = os.fork()
-    if pid == 0:
-        create(step)
-        os._exit(0)
-    _, status = os.waitpid(pid, 0)
-    if status == 0:
-        break
-    print(step, flush=True)
-"""
+    def trace(frame: FrameType, event: str, _: object) -> object:
+        if not frame.f_code.co_filename.endswith("backends/local.py"):
+            return None
+        count_down()
+        return trace
+
+    def die_at_work() -> None:
+        sys.addaudithook(count_down)
+        sys.settrace(trace)
+        work()
+
+    return os.WIFSIGNALED(os.waitpid(fork(die_at_work), 0)[1])
 
 
 def ran(path: Path) -> Counter[str]:
@@ -184,14 +180,10 @@ def ran(path: Path) -> Counter[str]:
 def test_a_creator_killed_at_any_step_makes_at_most_one(kit: LocalKit) -> None:
     backend = kit.make()
     record = kit.base / "ran"
-    request = kit.running(f"echo $1 >> {record}\nexec sleep 600")
-    command = [sys.executable, "-c", CREATOR, str(kit.root), str(request.payload.script)]
-    steps = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
-    assert len(steps) > 30, "the creator was to be killed at every step"
-    ids = [f"s{step}" for step in steps]
-    payload = request.payload
-    again = [replace(request, id=id, payload=replace(payload, arguments=(id,))) for id in ids]
-    answers = backend.create(again)
+    requests = kill_creators(kit, record, every=1)
+    assert len(requests) > 100, "the creator was to be killed at every step"
+    ids = [request.id for request in requests]
+    answers = backend.create(requests)
     assert not [answer for answer in answers if isinstance(answer, Refused)]
     poll(lambda: set(ids) <= living(backend).keys() and set(ids) <= ran(record).keys(), SOON_S)
     assert all(entry.status is Status.RUNNING for entry in living(backend).values())
@@ -201,9 +193,7 @@ def test_a_creator_killed_at_any_step_makes_at_most_one(kit: LocalKit) -> None:
 def test_a_creator_killed_at_any_step_leaves_nothing_unlisted(kit: LocalKit) -> None:
     backend = kit.make()
     record = kit.base / "ran"
-    request = kit.running(f"echo $1 >> {record}\nexec sleep 600")
-    command = [sys.executable, "-c", CREATOR, str(kit.root), str(request.payload.script)]
-    steps = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
+    requests = kill_creators(kit, record, every=5)
     poll(lambda: Status.RUNNING in {entry.status for entry in backend.list()}, SOON_S)
     grow_old(kit)
     poll(lambda: all(it.status is not Status.PENDING for it in backend.list()), SOON_S)
@@ -211,7 +201,56 @@ def test_a_creator_killed_at_any_step_leaves_nothing_unlisted(kit: LocalKit) -> 
     running = {id for id, it in listed.items() if it.status is Status.RUNNING}
     poll(lambda: ran(record).keys() == running, SOON_S)
     assert {listed[id].native for id in listed.keys() - running} == {"never started"}
-    assert running <= {f"s{int(steps[-1]) + 1}", *(f"s{step}" for step in steps)}
+    assert len(running) > 1
+    assert listed.keys() <= {request.id for request in requests}
+
+
+def kill_creators(kit: LocalKit, record: Path, every: int) -> list[Request]:
+    """One request for each step at which a creator of it was killed, and a last one that succeeded.
+
+    Each writes its id to `record` when it runs.
+    """
+    template = kit.running(f"echo $1 >> {record}\nexec sleep 600")
+    payload = replace(template.payload, secrets={"token": b"x"}, files={"beside": template.payload.script})
+    requests = []
+    for step in count(1, every):
+        id = f"s{step}"
+        requests.append(replace(template, id=id, payload=replace(payload, arguments=(id,))))
+        if not killed_at(step, lambda: kit.make().create(requests[-1:])):
+            break
+    return requests
+
+
+def test_a_deleter_killed_at_any_step_can_be_followed_by_another(kit: LocalKit) -> None:
+    backend = kit.made_with(stop_grace_s=0.0)
+    requests = [kit.request() for _ in range(100)]
+    backend.create(requests)
+    poll(lambda: {it.status for it in backend.list()} == {Status.RUNNING}, SOON_S)
+    handles = [Handle(request.id, None) for request in requests]
+    for step, handle in zip(count(1, 3), handles, strict=False):
+        killed_at(step, lambda handle=handle: backend.delete([handle]))  # type: ignore[misc]
+    poll(lambda: all(isinstance(answer, Deleted) for answer in backend.delete(handles)), SOON_S)
+    assert not living(backend)
+
+
+def test_a_launcher_killed_at_any_time_leaves_at_most_one(kit: LocalKit) -> None:
+    backend = kit.make()
+    record = kit.base / "ran"
+    template = kit.running(f"echo $1 >> {record}")
+    for n in range(50):
+        id = f"k{n}"
+        request = replace(template, id=id, payload=replace(template.payload, arguments=(id,)))
+        before = set(local._children)
+        backend.create([request])
+        (launcher,) = set(local._children) - before
+        until = time.perf_counter() + n * 0.0001
+        while time.perf_counter() < until:
+            pass
+        os.kill(launcher, signal.SIGKILL)
+        poll(lambda id=id: not local._held(kit.root / id), SOON_S)  # type: ignore[misc]
+        assert not isinstance(backend.create([request])[0], Refused)
+    poll(lambda: not living(backend), SOON_S)
+    assert set(ran(record).values()) == {1}
 
 
 def grow_old(kit: LocalKit) -> None:
@@ -281,6 +320,8 @@ def test_a_launcher_that_cannot_record_itself_runs_nothing(kit: LocalKit) -> Non
     assert lock is not None
     os.close(lock)
     (kit.root / request.id / "launcher").symlink_to("/dev/full")
+    (kit.root / request.id / "launch").write_text(local._LAUNCHER)
+    backend._fill(request, kit.root / request.id / "work")
     command = backend._command(request, kit.root / request.id)
     assert subprocess.run(command, stderr=subprocess.DEVNULL).returncode == 125
     assert not canary.exists()
@@ -505,12 +546,14 @@ def test_the_payload_inherits_no_descriptor_and_no_input(kit: LocalKit) -> None:
     leak = os.open("/dev/null", os.O_RDONLY)
     os.set_inheritable(leak, True)
     backend = kit.make()
-    id = start(backend, kit.running("ls /proc/$$/fd > fds\nreadlink /proc/$$/fd/0 >> fds\necho end >> fds"))
+    id = start(backend, kit.running("for fd in /proc/$$/fd/*; do echo ${fd##*/} $(readlink $fd); done > fds"))
     finished(backend, id)
     os.close(leak)
-    fds = (kit.root / id / "work" / "fds").read_text().split()
-    assert {"0", "1", "2", "/dev/null", "end"} <= set(fds)
+    fds = dict(line.split() for line in (kit.root / id / "work" / "fds").read_text().splitlines())
+    assert fds["0"] == "/dev/null"
+    assert fds["2"] == str(kit.root / id / "log")
     assert str(leak) not in fds
+    assert str(kit.root / id / "lock") not in fds.values()
 
 
 def test_the_payload_may_trap_every_signal(kit: LocalKit) -> None:
@@ -547,9 +590,6 @@ def test_files_lie_beside_the_script_and_secrets_are_for_its_user_only(kit: Loca
 @pytest.fixture
 def open_kit(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalKit]:
     """A kit in a directory that every user may enter."""
-    import shutil
-    import tempfile
-
     base = Path(tempfile.mkdtemp())
     base.chmod(0o755)
     kit = LocalKit(base)
@@ -594,8 +634,8 @@ def test_an_unknown_user_is_refused_by_name(kit: LocalKit) -> None:
 # ------------------------------------------------------------------------------------------------------ errors
 
 
-def reason(kit: LocalKit, request: Request, **options: object) -> str:
-    backend = kit.made_with(**options)
+def reason(kit: LocalKit, request: Request) -> str:
+    backend = kit.make()
     answer = backend.create([request])[0]
     assert isinstance(answer, Refused)
     assert backend.list() == []

@@ -159,6 +159,11 @@ class Node:
         assert process.poll() is None, self.log()
         return process
 
+    def wait_for_polls(self, times: int) -> None:
+        """Wait until the lease has been looked at `times` more, or the glidein is gone."""
+        asked = len(self.heard("lease.asked")) + times
+        eventually(lambda: len(self.heard("lease.asked")) >= asked or self.running[-1].poll() is not None)
+
     def run(self, **settings: str) -> int:
         return self.start(**settings).wait(30)
 
@@ -317,7 +322,9 @@ def test_a_token_that_cannot_work_is_seen_before_joining(node: Node, text: str, 
     assert reason in node.log()
 
 
-@pytest.mark.parametrize("text", [token(), token(exp=int(time.time()) + 1000), token(filler="ÿÿÿ?>"), "no JWT at all\n"])
+@pytest.mark.parametrize(
+    "text", [token(), token(exp=int(time.time()) + 1000), token(filler="ÿÿÿ?>"), "no JWT at all\n"]
+)
 def test_other_tokens_are_left_to_the_pool_to_judge(node: Node, text: str) -> None:
     node.token.write_text(text)
     node.started()
@@ -368,7 +375,7 @@ def test_what_was_bought_and_who_it_is_for_is_configured(node: Node) -> None:
         GLIDEIN_WALLTIME_S="5000",
         GLIDEIN_JOB_LIMIT_S="900",
         GLIDEIN_UPDATE_S="33",
-        GLIDEIN_START="TARGET.Owner == \"me\"",
+        GLIDEIN_START='TARGET.Owner == "me"',
         GLIDEIN_CONFIG=str(more),
         GLIDEIN_DISK_MB="3",
         GLIDEIN_NETWORK="127.0.0.1",
@@ -515,12 +522,13 @@ def test_sigint_and_sigquit_stop_at_once(node: Node, number: signal.Signals) -> 
 
 def test_a_signal_before_joining_ends_it_at_once(node: Node) -> None:
     check = node.base / "check"
-    check.write_text("#!/bin/sh\ntouch $FAKE/checking\nexec sleep 600\n")
+    check.write_text("#!/bin/sh\necho $$ > $FAKE/checking\nexec sleep 600\n")
     check.chmod(0o755)
     process = node.start(GLIDEIN_CHECKS=str(check))
-    eventually(lambda: (node.fake / "checking").exists())
+    eventually(lambda: node.heard("checking").endswith("\n"))
     process.terminate()
     assert process.wait(5) == STOPPED
+    eventually(lambda: not alive(int(node.heard("checking"))))
     assert node.directories() == []
     assert not node.heard("pid")
 
@@ -544,7 +552,9 @@ def test_kill_9_of_the_script_ends_htcondor_and_removes_the_directory(node: Node
 def test_processes_that_htcondor_leaves_behind_are_ended(node: Node) -> None:
     process = node.started()
     work = node.directories()[0]
-    left = subprocess.Popen(["sleep", "600"], env={"_CONDOR_SCRATCH_DIR": f"{work}/execute/dir_1"}, start_new_session=True)
+    left = subprocess.Popen(
+        ["sleep", "600"], env={"_CONDOR_SCRATCH_DIR": f"{work}/execute/dir_1"}, start_new_session=True
+    )
     process.terminate()
     assert process.wait(10) == DONE
     assert left.wait(5) == -signal.SIGKILL
@@ -588,7 +598,8 @@ def test_the_next_glidein_removes_what_a_killed_one_left_but_nothing_that_may_be
     assert alive(master)
 
     os.kill(master, signal.SIGKILL)
-    eventually(lambda: not alive(master))
+    free = ["flock", "-n", str(dead / "owner"), "true"]
+    eventually(lambda: subprocess.run(free).returncode == 0)
     node.running[-1].terminate()
     node.running[-1].wait(10)
     (node.fake / "pid").unlink()
@@ -631,27 +642,25 @@ def test_the_slot_is_looked_for_until_it_is_seen_and_no_longer(node: Node) -> No
     node.started(GLIDEIN_LEASE_S="600", GLIDEIN_LEASE_CHECK_S="1")
     eventually(lambda: "joined" in node.log())
     asked = node.heard("slot.asked")
-    polls = len(node.heard("lease.asked"))
-    eventually(lambda: len(node.heard("lease.asked")) >= polls + 2)
+    node.wait_for_polls(2)
     assert node.heard("slot.asked") == asked
 
 
 def test_without_a_renewal_the_glidein_retires_and_says_so(node: Node) -> None:
     node.say("lease", "41\n")
     before = time.monotonic()
-    assert node.run(GLIDEIN_LEASE_S="3", GLIDEIN_LEASE_CHECK_S="1") == DONE
-    assert 3 <= time.monotonic() - before < 12
+    assert node.run(GLIDEIN_LEASE_S="1", GLIDEIN_LEASE_CHECK_S="1") == DONE
+    assert 1 <= time.monotonic() - before < 12
     assert "the factory has not renewed its lease for" in node.log()
     assert node.heard("signals") == "TERM\n"
 
 
 def test_a_lease_that_grows_keeps_the_glidein(node: Node) -> None:
     node.say("lease", "1\n")
-    process = node.started(GLIDEIN_LEASE_S="3", GLIDEIN_LEASE_CHECK_S="1")
-    for serial in range(2, 10):
-        asked = len(node.heard("lease.asked"))
+    process = node.started(GLIDEIN_LEASE_S="2", GLIDEIN_LEASE_CHECK_S="1")
+    for serial in range(2, 6):
         node.say("lease", f"{serial}\n")
-        eventually(lambda asked=asked: len(node.heard("lease.asked")) > asked)
+        node.wait_for_polls(1)
     assert process.poll() is None
     assert node.heard("signals") == ""
     assert node.log().count("lease") == 1  # it can be read; nothing else to say
@@ -659,23 +668,21 @@ def test_a_lease_that_grows_keeps_the_glidein(node: Node) -> None:
 
 def test_a_lease_that_jumps_back_and_forth_is_not_renewed(node: Node) -> None:
     node.say("lease", "7\n")
-    process = node.started(GLIDEIN_LEASE_S="3", GLIDEIN_LEASE_CHECK_S="1")
+    process = node.started(GLIDEIN_LEASE_S="2", GLIDEIN_LEASE_CHECK_S="1")
     serial = 7
     while process.poll() is None:
-        asked = len(node.heard("lease.asked"))
         serial = 12 - serial
         node.say("lease", f"{serial}\n")
-        eventually(lambda asked=asked: len(node.heard("lease.asked")) > asked or process.poll() is not None, 15)
+        node.wait_for_polls(1)
     assert process.returncode == DONE
 
 
 def test_a_collector_that_cannot_be_read_is_noted_once_and_is_neither_renewal_nor_end(node: Node) -> None:
     node.say("lease", "1\n")
-    process = node.started(GLIDEIN_LEASE_S="6", GLIDEIN_LEASE_CHECK_S="1")
+    process = node.started(GLIDEIN_LEASE_S="4", GLIDEIN_LEASE_CHECK_S="1")
     eventually(lambda: "lease: the factory's can be read" in node.log())
     (node.fake / "lease").unlink()
-    asked = len(node.heard("lease.asked"))
-    eventually(lambda: len(node.heard("lease.asked")) >= asked + 3)
+    node.wait_for_polls(2)
     assert process.poll() is None
     assert node.log().count("lease: the collector does not answer") == 1
     node.say("lease", "2\n")
@@ -691,8 +698,8 @@ def test_a_collector_that_cannot_be_read_is_noted_once_and_is_neither_renewal_no
 def test_the_glidein_stops_taking_jobs_before_its_time_is_over_and_ends_in_it(node: Node) -> None:
     node.say("stubborn", "")
     before = time.monotonic()
-    assert node.run(GLIDEIN_WALLTIME_S="8", GLIDEIN_JOB_LIMIT_S="3") == DONE
-    assert 7 <= time.monotonic() - before < 12
+    assert node.run(GLIDEIN_WALLTIME_S="5", GLIDEIN_JOB_LIMIT_S="2") == DONE
+    assert 4 <= time.monotonic() - before < 12
     assert node.heard("signals") == "TERM\nQUIT\n"
     assert "retiring: the bought time ends in" in node.log()
     assert "left: the bought time is over" in node.log()
@@ -749,8 +756,7 @@ def test_a_black_hole_retires_and_is_held_back(node: Node, how: str) -> None:
 def test_failures_that_are_slow_or_rare_and_removed_jobs_make_no_black_hole(node: Node) -> None:
     process = node.started(GLIDEIN_MAX_QUICK_FAILURES="2", GLIDEIN_LEASE_S="600", GLIDEIN_LEASE_CHECK_S="1")
     history(node, job("bad"), job("good"), job("bad"), job("bad", 21.5), job("removed"), job("removed"), job("bad"))
-    asked = len(node.heard("lease.asked"))
-    eventually(lambda: len(node.heard("lease.asked")) >= asked + 2)
+    node.wait_for_polls(2)
     process.terminate()
     assert process.wait(10) == DONE
     assert "jobs run: 7, failed: 4; exit code 0" in node.log()
@@ -765,5 +771,5 @@ def test_the_loop_costs_nearly_nothing(node: Node) -> None:
         return sum(int(field) for field in fields[11:15])  # its own and its children's
 
     before, start = ticks(), time.monotonic()
-    eventually(lambda: time.monotonic() - start > 6)
+    eventually(lambda: time.monotonic() - start > 3)
     assert (ticks() - before) / os.sysconf("SC_CLK_TCK") < 0.1
