@@ -32,7 +32,8 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from operator import attrgetter
 from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Any, Literal, Self
@@ -133,9 +134,13 @@ class _Shared:
         )
 
 
+#: What is written of a resource, as one tuple.
+_record_of = attrgetter(*(field.name for field in fields(Resource) if field.name not in ("slot", "missing")))
+
+
 def _same_record(one: Resource, other: Resource) -> bool:
     """Whether two versions differ in nothing that is written."""
-    return one is other or replace(one, slot=other.slot, missing=other.missing) == other
+    return one is other or _record_of(one) == _record_of(other)
 
 
 def _readable(text: str) -> str:

@@ -78,7 +78,10 @@ kill -KILL 0
 _ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,119}")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 #: Variables that shells keep for themselves: the launcher could not hand them on as they are.
-_OF_THE_SHELL = re.compile(r"_|EUID|IFS|LINENO|OLDPWD|OPTARG|OPTIND|PPID|PS[124]|PWD|SHLVL|UID")
+_OF_THE_SHELL = re.compile(
+    r"_|BASH|BASHOPTS|BASHPID|DIRSTACK|EPOCH\w*|EUID|FUNCNAME|GROUPS|HISTCMD|IFS|LINENO|OLDPWD|OPTARG|OPTIND|PPID"
+    r"|PS[124]|PWD|RANDOM|SECONDS|SHELLOPTS|SHLVL|SRANDOM|UID"
+)
 #: Marks every process of a resource, in its environment.
 _MARK = "APF_ELASTIC_LOCAL"
 
@@ -91,6 +94,7 @@ _WAIT_S = 0.5
 _TIDY_S = 30.0
 #: How long a second create of the same id waits to see the first one's launcher.
 _LAUNCH_S = 0.1
+_TERM_PASSES = 5
 _KILL_PASSES = 10
 _TRIES = 100
 _DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
@@ -121,9 +125,10 @@ class LocalOptions(BaseModel):
     """Its part of the configuration.
 
     Without `offerings` there is one, "core": a core with its share of memory, as many as the machine has.
-    `directory` (default: below the state directory) holds the resources. `user` runs them as that user, which
-    only root can. `stop_grace_s` lies between SIGTERM and SIGKILL. What has ended stays listed, with its log,
-    for `retention_s`.
+    `directory` (default: below the state directory) holds the resources of this backend and of no other of the
+    same factory. `user` runs them as that user, which only root can. `stop_grace_s` lies between SIGTERM and
+    SIGKILL. `environment` is every payload's, beneath its own. What has ended stays listed, with its log, for
+    `retention_s`. Of a log longer than `log_limit_mb` the second half is kept.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -190,9 +195,7 @@ class LocalBackend:
         except _Refusal as refusal:
             return Refused(request.id, str(refusal))
         except OSError as error:
-            return Refused(
-                request.id, _explain(error, self._root), 60.0 if error.errno in _DISK_FULL else None
-            )
+            return Refused(request.id, _explain(error, self._root), 60.0 if error.errno in _DISK_FULL else None)
         except ValueError as error:  # a NUL or a lone surrogate, which no argument or variable can hold
             return Refused(request.id, f"cannot be passed to a process: {error}")
 
@@ -343,7 +346,8 @@ class LocalBackend:
         except OSError as error:
             raise CallError(f"backend {self.name}: {_explain(error, self._root)}") from error
         self._known = {look.name: look.known for look in looks}
-        self._tidy(looks)
+        with suppress(OSError):
+            self._tidy(looks)
         return [look.listed(self._root) for look in looks]
 
     def _look(self, name: str, inode: int) -> _Look | None:
@@ -377,9 +381,7 @@ class LocalBackend:
 
     def _find_survivors(self, looks: Sequence[_Look]) -> Sequence[_Look]:
         """Say of those that lost their launcher whether they still run, and of the others nothing."""
-        lost = {
-            str(self._root / look.name) for look in looks if look.status is Status.ENDED and not look.native
-        }
+        lost = {str(self._root / look.name) for look in looks if look.status is Status.ENDED and not look.native}
         if not lost:
             return looks
         alive = {process.place for process in _processes(lost)}
@@ -614,9 +616,7 @@ def _explain(error: OSError, root: Path) -> str:
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return f"{where}: {error.strerror}; the service's user must be able to read and write {root}"
     if error.errno in (errno.ENOENT, errno.ENOTDIR):
-        return (
-            f"{where}: {error.strerror}; {root} must be a directory, and is made only when the service starts"
-        )
+        return f"{where}: {error.strerror}; {root} must be a directory, and is made only when the service starts"
     if error.errno == errno.E2BIG:
         return "arguments and environment are larger than this system passes to a process"
     return f"{where}: {error.strerror or error}"
@@ -877,11 +877,15 @@ def _processes(places: Iterable[str]) -> Sequence[_Process]:
     everything = {process.pid: process for pid in _pids() if (process := _process(pid))}
     for process in everything.values():
         process.place = _mark(process.pid)
-    for process in sorted(everything.values(), key=lambda it: it.start):
-        for pid in (process.parent, process.group, process.session):
-            elder = everything.get(pid)
-            if not process.place and elder and elder.start <= process.start:
-                process.place = elder.place
+    settled = False
+    while not settled:
+        settled = True
+        for process in sorted(everything.values(), key=lambda it: it.start):
+            for pid in (process.parent, process.group, process.session):
+                elder = everything.get(pid)
+                if not process.place and elder and elder.place and elder.start <= process.start:
+                    process.place = elder.place
+                    settled = False
     wanted = set(places)
     return [it for it in everything.values() if it.place in wanted and it.pid != os.getpid()]
 
@@ -892,40 +896,69 @@ def _pids() -> Iterable[int]:
 
 def _signal(process: _Process, number: int) -> None:
     """Signal this very process or none: the pidfd holds on to it while its start time is compared."""
+    handle = None
     try:
-        handle = os.pidfd_open(process.pid)
-    except ProcessLookupError:
-        return
-    try:
+        handle = _hold(process.pid)
         now = _process(process.pid)
-        if now and now.start == process.start:
+        if now is None or now.start != process.start:
+            return
+        if handle is not None:
             signal.pidfd_send_signal(handle, number)
+        else:
+            os.kill(process.pid, number)
     except (ProcessLookupError, PermissionError):
         pass
     finally:
-        os.close(handle)
+        if handle is not None:
+            os.close(handle)
+
+
+def _hold(pid: int) -> int | None:
+    """None where there are no pidfds: kernels before 5.3 (EL 8), some container runtimes."""
+    try:
+        return os.pidfd_open(pid)
+    except OSError as error:
+        if error.errno in (errno.ENOSYS, errno.EPERM):
+            return None
+        raise
 
 
 def _terminate(places: Iterable[str]) -> None:
-    """SIGTERM to the group of each launcher, to all processes where the launcher is lost. Not to the launcher."""
-    wanted = set(places)
-    launchers = {place: _parse(_read(place, "launcher")) for place in wanted}
-    processes = _processes(wanted)
+    """SIGTERM to the process groups. A launcher that has not come to its payload yet is given a moment."""
+    left = set(places)
+    for _ in range(_TERM_PASSES):
+        left -= _terminate_once(left)
+        left = {place for place in left if _held(place)}
+        if not left:
+            return
+        time.sleep(0.01)
+
+
+def _terminate_once(places: set[str]) -> set[str]:
+    """SIGTERM to each launcher's group but not to itself, to all processes where it is lost. Returns the reached."""
+    launchers = {place: _parse(_read(place, "launcher")) for place in places}
+    processes = _processes(places)
     running = {(process.pid, process.start) for process in processes}
+    reached = set()
     for process in processes:
         launcher = launchers[process.place]
         lost = launcher is None or (launcher.pid, launcher.start) not in running
         if lost or (launcher and process.group == launcher.pid != process.pid):
             _signal(process, signal.SIGTERM)
+            reached.add(process.place)
+    return reached
 
 
 def _kill(places: Iterable[str]) -> None:
-    """SIGKILL to every process of these resources, again until none is found: some fork meanwhile."""
+    """SIGKILL to every process of these resources. All are stopped first, so that none forks or orphans another."""
     wanted = set(places)
+    stopped: dict[tuple[int, int], _Process] = {}
     for _ in range(_KILL_PASSES):
-        processes = _processes(wanted)
-        for process in processes:
-            _signal(process, signal.SIGKILL)
-        if not processes:
-            return
-        time.sleep(0.005)
+        new = {(it.pid, it.start): it for it in _processes(wanted) if (it.pid, it.start) not in stopped}
+        if not new:
+            break
+        for process in new.values():
+            _signal(process, signal.SIGSTOP)
+        stopped |= new
+    for process in stopped.values():
+        _signal(process, signal.SIGKILL)

@@ -202,9 +202,10 @@ clean_up() {
 # Removes what glideins left that were killed together with their undertakers: on this machine, since it was booted, and
 # with a free lock. Anything less (another host on a shared file system, a container) is no proof of death.
 remove_stale() {
-    local dir old
+    local dir old boot
+    boot=$(< /proc/sys/kernel/random/boot_id)
     for dir in "$1"/apf-glidein.*; do
-        if [ "$dir" != "$work" ] && [ -O "$dir" ] && cmp -s "$dir/owner" /proc/sys/kernel/random/boot_id \
+        if [ "$dir" != "$work" ] && [ -O "$dir" ] && [ "$(cat "$dir/owner" 2>/dev/null)" = "$boot" ] \
             && (exec {old}< "$dir/owner" && timeout 5 flock -n "$old" && rm -rf -- "$dir") 2>/dev/null; then
             say "removed $dir, left by a glidein that is dead"
         fi
@@ -341,7 +342,8 @@ check_collector() {
 check_gpus() {
     local found
     ((GLIDEIN_GPUS)) || return 0
-    found=$("${as_user[@]}" "$libexec/condor_gpu_discovery" 2>/dev/null | grep '^DetectedGPUs' | grep -oE '[A-Z]+[-0-9a-f]+' | wc -l)
+    found=$("${as_user[@]}" "$libexec/condor_gpu_discovery" 2>/dev/null \
+        | sed -n 's/^DetectedGPUs *= *"\(.*\)"$/\1/p' | tr ',' '\n' | grep -c '[^ ]')
     ((found >= GLIDEIN_GPUS)) || broken "$found GPUs are usable, $GLIDEIN_GPUS were bought"
 }
 
@@ -578,10 +580,9 @@ look_at_time() {
 
 # HTCondor would leave its master behind when the startd drains out, and start a crashed one again and again.
 look_at_startd() {
-    local pid
-    ((kill_at == 0)) && read -r pid 2>/dev/null < "$work/run/startd.pid" && [ ! -d "/proc/$pid" ] || return 0
-    [ -n "$retiring" ] || retiring=1 why=''
-    kill_at=$((NOW + KILL_AFTER_S))
+    [ -n "$startd" ] || read -r startd 2>/dev/null < "$work/run/startd.pid"
+    ((kill_at == 0)) && [ -n "$startd" ] && [ ! -d "/proc/$startd" ] || return 0
+    retiring=1 kill_at=$((NOW + KILL_AFTER_S))
     kill -QUIT "$master" 2>/dev/null
 }
 
@@ -696,7 +697,7 @@ show_logs() {
 
 main() {
     work='' master='' life='' undertaker='' napping='' holding='' code=$STOPPED why=''
-    joined='' retiring='' look_at=0 lease_at=0 kill_at=0 lease_serial=-1 lease_state=''
+    joined='' retiring='' startd='' look_at=0 lease_at=0 kill_at=0 lease_serial=-1 lease_state=''
     history='' unfinished='' jobs=0 failed_jobs=0 quick_failures=0 job_end=failed job_took=0
     look_at_clock
     began=$NOW

@@ -8,7 +8,6 @@ nothing here is imported with the bindings, so that the service's own process ne
 from __future__ import annotations
 
 import importlib
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -245,25 +244,27 @@ def act(pool: Htcondor, schedd: str, action: str, constraint: str, reason: str) 
     return pool.plain(pool.schedd(schedd).act(verb, constraint, reason))
 
 
-def submit(
-    pool: Htcondor, schedd: str, description: str, items: Sequence[Mapping[str, str]], mark: str
-) -> dict[str, Plain]:
-    """One cluster with one job per item, in one transaction.
+def history(
+    pool: Htcondor, schedd: str, constraint: str, projection: Sequence[str], limit: int
+) -> list[dict[str, Plain]]:
+    """Jobs that have left the queue, the last ones first."""
+    return [pool.plain(ad) for ad in pool.schedd(schedd).history(constraint, list(projection), match=limit)]
 
-    After an error the schedd is asked for the jobs, whose attribute `mark` is the item's of that name: it serves
-    one client at a time, so that what it does not have then, it never got.
+
+def submit(
+    pool: Htcondor, schedd: str, description: str, items: Sequence[Mapping[str, str]]
+) -> dict[str, Plain]:
+    """One cluster with one job per item, in one transaction; an item's values are macros of the description.
+
+    An error does not say whether the transaction was committed: look for the jobs. The schedd serves one client at a
+    time, so that what it does not have after that, it never will.
     """
-    there = pool.schedd(schedd)
-    text = description + "\nqueue\n"
-    try:
-        result = there.submit(pool.htcondor.Submit(text), itemdata=iter([dict(item) for item in items]))
-        return {"cluster": result.cluster(), "procs": result.num_procs()}
-    except pool.errors as error:
-        marks = Counter(item[mark] for item in items)
-        return {"refused": str(error), "marks": list(marks)}
+    text = pool.htcondor.Submit(description + "\nqueue\n")
+    result = pool.schedd(schedd).submit(text, itemdata=iter([dict(item) for item in items]))
+    return {"cluster": result.cluster(), "procs": result.num_procs()}
 
 
 OPERATIONS: Mapping[str, Callable[..., Plain]] = {
     operation.__name__: operation
-    for operation in (parse, groups, ages, ads, advertise, jobs, totals, act, submit)
+    for operation in (parse, groups, ages, ads, advertise, jobs, totals, act, history, submit)
 }

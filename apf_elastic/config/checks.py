@@ -16,7 +16,7 @@ from pydantic import BaseModel
 
 from apf_elastic.config.files import Document
 from apf_elastic.config.plugins import PluginSpec
-from apf_elastic.config.problems import Key, escaped, is_path, is_secret_name, suggestion
+from apf_elastic.config.problems import Key, escaped, is_path, names_secret_file, suggestion
 from apf_elastic.config.report import Report, is_inline_secret
 from apf_elastic.config.schema import FactoryTable, QueueTable, is_name
 from apf_elastic.settings import StepSettings
@@ -162,8 +162,7 @@ def _check_pace(key: Key, spec: PluginSpec, factory: FactoryTable | None, report
 
 def _check_secret_files(key: Key, spec: PluginSpec, report: Report) -> None:
     for name, path in _named_files(spec.options):
-        word = name.removesuffix("_file").removesuffix("_dir")
-        if is_secret_name(word):
+        if names_secret_file(name):
             for file in _files_in(path):
                 _check_mode(file, (*key, name), str(file), report)
 

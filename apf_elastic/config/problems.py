@@ -16,11 +16,9 @@ from pathlib import Path
 Key = tuple[str | int, ...]
 
 _BARE = re.compile(r"[A-Za-z0-9_-]+")
-_SECRET_KEY = re.compile(
-    r"(^|[_-])(token|password|passwd|passphrase|pass|secret|credential|private|signing|proxy|cookie|apikey)s?([_-]|$)"
-    r"|(signing|private|access|api|secret)[_-]?key",
-    re.IGNORECASE,
-)
+_SECRET_WORD = r"(tokens?|passw(or)?d|passphrase|secrets?|credentials?|cookie|(secret|access|api|private)[_-]?key)"
+_SECRET = re.compile(rf"(^|.*[_-]){_SECRET_WORD}", re.IGNORECASE)
+_SECRET_FILE = re.compile(rf"(^|.*[_-])({_SECRET_WORD}|signing[_-]?key|proxy)([_-](file|dir|path))?", re.IGNORECASE)
 _SECRET_TEXT = re.compile(r"-----BEGIN|eyJ[\w-]{8}|AKIA[0-9A-Z]{16}|gh[pousr]_\w{20}|[A-Za-z0-9+/_=-]{40}")
 _LONGEST = 60
 
@@ -38,14 +36,20 @@ def dotted(key: Key) -> str:
         if isinstance(part, int):
             words += f"[{part}]"
         else:
-            word = part if _BARE.fullmatch(part) else '"' + escaped(part.replace('"', '\\"'), _LONGEST) + '"'
+            short = escaped(part, _LONGEST)
+            word = short if _BARE.fullmatch(part) else '"' + short.replace('"', '\\"') + '"'
             words += f".{word}" if words else word
     return words
 
 
 def is_secret_name(name: str) -> bool:
-    """Whether an option of this name holds a secret or names a file that does."""
-    return "public" not in name.lower() and _SECRET_KEY.search(name) is not None
+    """Whether an option of this name holds a secret."""
+    return _SECRET.fullmatch(name) is not None
+
+
+def names_secret_file(name: str) -> bool:
+    """Whether a path in an option of this name leads to a secret."""
+    return _SECRET_FILE.fullmatch(name) is not None
 
 
 def looks_secret(key: Key, value: object) -> bool:

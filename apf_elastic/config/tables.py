@@ -69,6 +69,7 @@ def spellings(model: type[BaseModel]) -> Mapping[str, Spelling]:
     """Every key that a table of `model` may have. The first spelling of a field is the one that is recommended."""
     exact: dict[str, Spelling] = {}
     short: dict[str, Spelling] = {}
+    twice: set[str] = set()
     for name, field in model.model_fields.items():
         target = field.alias or name
         unit = unit_of(field)
@@ -77,8 +78,10 @@ def spellings(model: type[BaseModel]) -> Mapping[str, Spelling]:
             short[target + unit.suffix] = Spelling(target, unit, plain=True)
         elif unit is None and (by_name := unit_by_name(target, field)):
             exact[target] = Spelling(target, by_name, plain=True)
-            short[target.removesuffix(by_name.suffix)] = Spelling(target, by_name)
-    return {**short, **exact}
+            word = target.removesuffix(by_name.suffix)
+            twice |= {word} & short.keys()
+            short[word] = Spelling(target, by_name)
+    return {**{word: it for word, it in short.items() if word not in twice}, **exact}
 
 
 def unit_by_name(name: str, field: FieldInfo) -> Unit | None:
@@ -215,9 +218,14 @@ def _explain(
     if isinstance(wrong, UnitError):
         report.problem(place, f"{shown(place, value)} {wrong}", wrong.cure)
         return
+    if wrong is not None:  # the model's own check; of a whole table it says what it means
+        what = "" if isinstance(value, dict | list) else f"{shown(place, value)}: "
+        if str(wrong).startswith(("is ", "has ", "must ")):
+            what = what.replace(": ", " ")
+        report.problem(place, f"{what}{wrong}")
+        return
     message, cure = _words(detail, model, inner)
-    what = "" if isinstance(value, dict | list) and wrong is not None else f"is {shown(place, value)}, "
-    report.problem(place, what + message, cure)
+    report.problem(place, f"is {shown(place, value)}, {message}", cure)
 
 
 def _place(loc: Sequence[str | int], values: Any, key: Key, words: Mapping[Key, str], missing: bool) -> tuple[Key, Key]:
@@ -278,6 +286,7 @@ _EXPECTED: Mapping[str, tuple[str, str]] = {
     "mapping": ("must be a table", "give it a [header] of its own, or write { key = value }"),
     "path": ("must be a path", 'text goes in quotes: "..."'),
 }
+_OF_THE_WRONG_TYPE = frozenset({"type", "parsing", "parsing_size", "from_float", "number", "attributes_type"})
 _BOUNDS = {
     "greater_than": "more than",
     "greater_than_equal": "at least",
@@ -297,10 +306,10 @@ def _words(detail: Any, model: type[BaseModel], inner: Key) -> tuple[str, str]:
         return "not one of the choices", suggestion(str(detail["input"]), _choices(model, inner), "choices")
     if kind == "too_short":
         return f"needs at least {context['min_length']}", "name one"
-    if kind == "value_error":
-        return str(context.get("error", detail["msg"])), ""
-    message, cure = _EXPECTED.get(kind.split("_")[0], ("", ""))
-    return (message, cure) if message else (detail["msg"][:1].lower() + detail["msg"][1:], "")
+    expected, _, reason = kind.partition("_")
+    if reason in _OF_THE_WRONG_TYPE and expected in _EXPECTED:
+        return _EXPECTED[expected]
+    return detail["msg"][:1].lower() + detail["msg"][1:], ""
 
 
 def _choices(model: type[BaseModel], inner: Key) -> list[str]:

@@ -88,7 +88,12 @@ def test_what_is_no_duration_is_refused_with_the_reason_and_what_to_write(text: 
 
 @pytest.mark.parametrize(
     ("text", "why"),
-    [("2 G", "unknown unit 'G'"), ("1 GiB 1 MiB", "not one size"), ("-2 GB", "negative"), ("9999999 PB", "larger than")],
+    [
+        ("2 G", "unknown unit 'G'"),
+        ("1 GiB 1 MiB", "not one size"),
+        ("-2 GB", "negative"),
+        ("9999999 PB", "larger than"),
+    ],
 )
 def test_what_is_no_size_is_refused(text: object, why: str) -> None:
     with pytest.raises(UnitError, match=why):
@@ -111,7 +116,7 @@ def test_the_types_work_in_pydantic_models_and_keep_the_cure() -> None:
     assert isinstance(caught.value.errors()[0]["ctx"]["error"], UnitError)
 
 
-@given(st.integers(0, 10**6), st.sampled_from([("s", 1), ("min", 60), ("h", 3600), ("ms", 0.001)]))
+@given(st.integers(0, 10**5), st.sampled_from([("s", 1), ("min", 60), ("h", 3600), ("ms", 0.001)]))
 def test_a_number_and_its_unit_multiply(number: int, unit: tuple[str, float]) -> None:
     assert seconds(f"{number} {unit[0]}") == pytest.approx(number * unit[1])
     assert seconds(f"{number}{unit[0]}") == seconds(f" {number}  {unit[0]} ")

@@ -281,6 +281,22 @@ def test_a_node_that_is_less_than_what_was_bought_does_not_join(
     assert node.directories() == []
 
 
+@pytest.mark.parametrize(
+    ("said", "found"), [("DetectedGPUs=0", 0), ('DetectedGPUs="GPU-c4a646d7, GPU-6a96bd13"\nGPU_c4a646d7_x=1', 2)]
+)
+def test_gpus_are_counted_as_htcondor_finds_them(node: Node, said: str, found: int) -> None:
+    discovery = node.condor / "libexec" / "condor" / "condor_gpu_discovery"
+    discovery.parent.mkdir(parents=True)
+    discovery.write_text(f"#!/bin/sh\necho '{said}'\n")
+    discovery.chmod(0o755)
+    assert node.run(GLIDEIN_GPUS="3") == BROKEN_NODE
+    assert f"{found} GPUs are usable, 3 were bought" in node.log()
+    if found:
+        node.token.write_text(token())
+        node.started(GLIDEIN_GPUS=str(found))
+        assert f"SLOT_TYPE_1 = 100%, GPUs={found}\n" in node.heard("config")
+
+
 def test_overcommitted_nodes_are_not_measured_by_cores_and_memory(node: Node) -> None:
     node.started(GLIDEIN_CORES="4096", GLIDEIN_MEMORY_MB="99999999", GLIDEIN_OVERCOMMIT="1")
     assert "NUM_CPUS = 4096\nMEMORY = 99999999\n" in node.heard("config")
