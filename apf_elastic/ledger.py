@@ -147,7 +147,7 @@ def _readable(text: str) -> str:
     """A server's words as text that every database takes."""
     if len(text) <= LONGEST_REASON and text.isascii() and "\0" not in text:
         return text
-    return text[:LONGEST_REASON].replace("\0", "\\0").encode("utf-8", "backslashreplace").decode()
+    return text.replace("\0", "\\0").encode("utf-8", "backslashreplace").decode()[:LONGEST_REASON]
 
 
 def _storable(resource: Resource) -> Resource:
@@ -322,6 +322,31 @@ class Reader:
                 )
             ).first()
         return None if row is None else (row.at, row.value)
+
+    def copy(self, path: Path, since: float = 0.0) -> None:
+        """Make a ledger at `path`, where none is, that says the same; of what is gone only what ended after `since`.
+
+        For a dry run: what is done to the copy is not done here. Raises LedgerError.
+        """
+        columns = schema.resources.c
+        parts = {
+            schema.resources: _live | (columns.ended_at >= since),
+            schema.counters: sa.true(),
+            schema.decisions: sa.true(),
+            schema.notes: sa.true(),
+        }
+        place = File(path.absolute())
+        place.make_directory()
+        place.prepare(self.clock(), replace_damaged=False)
+        engine = place.engine(writes=True)
+        try:
+            with self._reading("copy it") as source, engine.execution_options(commit="fast").begin() as target:
+                for table, part in parts.items():
+                    rows = source.execute(sa.select(table).where(self._mine(table), part)).mappings().all()
+                    if rows:
+                        target.execute(sa.insert(table), [dict(row) for row in rows])
+        finally:
+            engine.dispose()
 
     def close(self) -> None:
         self._engine.dispose()
@@ -527,7 +552,7 @@ class Ledger(Reader):
             try:
                 with (self._durable_writer if durable else self._writer).begin() as connection:
                     yield connection
-            except SQLAlchemyError as error:
+            except (SQLAlchemyError, UnicodeError, OverflowError) as error:  # the last two: values of no column
                 # a server that went away during the commit may have done it
                 self._in_doubt = isinstance(error, DBAPIError) and error.connection_invalidated
                 raise self._place.error(what, error) from error

@@ -45,12 +45,19 @@ def inline_lane(key: str, inbox: Inbox, clock: Callable[[], float]) -> Lane:
 # ------------------------------------------------------------------------------------------------- assembling
 
 
+class StartError(Exception):
+    """A source, pool or backend cannot be made from its options: says which, and why."""
+
+
 def make_plugin(spec: PluginSpec, config: Config) -> Any:
-    """Make a source, pool or backend with a directory of its own."""
+    """Make a source, pool or backend with a directory of its own. Raises StartError."""
     context = Context(config.factory.name, Path(config.factory.state_dir) / f"{spec.kind}.{spec.name}")
-    if spec.kind == "source":
-        return spec.cls(spec.name, spec.options, context, config.selections.get(spec.name, {}))
-    return spec.cls(spec.name, spec.options, context)
+    try:
+        if spec.kind == "source":
+            return spec.cls(spec.name, spec.options, context, config.selections.get(spec.name, {}))
+        return spec.cls(spec.name, spec.options, context)
+    except Exception as error:
+        raise StartError(f"{spec.kind} {spec.name}: {error or type(error).__name__}") from error
 
 
 def make_endpoint(

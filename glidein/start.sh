@@ -214,12 +214,13 @@ remove_stale() {
 
 # shellcheck disable=SC2329  # a trap
 finish() {
-    local status=$?
+    local status=$? ran=''
     trap '' TERM INT QUIT HUP USR1 USR2 XCPU
     [ -n "$why" ] || { why="start.sh failed" code=$status; }
     [ -z "$napping" ] || kill "$napping" 2>/dev/null
     clean_up
-    say "left: $why; jobs run: $jobs, failed: $failed_jobs; exit code $code"
+    [ -z "$master" ] || ran="; jobs run: $jobs, failed: $failed_jobs"
+    say "left: $why$ran; exit code $code"
     exit "$code"
 }
 
@@ -580,8 +581,12 @@ look_at_time() {
 
 # HTCondor would leave its master behind when the startd drains out, and start a crashed one again and again.
 look_at_startd() {
-    [ -n "$startd" ] || read -r startd 2>/dev/null < "$work/run/startd.pid"
-    ((kill_at == 0)) && [ -n "$startd" ] && [ ! -d "/proc/$startd" ] || return 0
+    ((kill_at == 0)) || return 0
+    if [ -n "$startd" ]; then
+        [ ! -d "/proc/$startd" ] || return 0
+    elif read -r startd < "$work/run/startd.pid" || ! grep -q 'EXITING WITH STATUS' "$work/log/StartLog"; then
+        return 0
+    fi 2>/dev/null
     retiring=1 kill_at=$((NOW + KILL_AFTER_S))
     kill -QUIT "$master" 2>/dev/null
 }
@@ -595,15 +600,15 @@ look_at_jobs() {
         [ -r "$work/log/startd_history" ] || return 0
         exec {history}< "$work/log/startd_history"
     fi
-    while read -r line <&"$history" || { unfinished+=$line; false; }; do
-        case $unfinished$line in
+    while IFS= read -r line <&"$history" || { unfinished+=$line; false; }; do
+        line=$unfinished$line unfinished=''
+        case $line in
             'ExitCode = 0') job_end='done' ;;
             'ToE = '*OF_ITS_OWN_ACCORD*) ;;
             'ToE = '*) job_end=removed ;;
             'JobDuration = '*) job_took=${line#*= } job_took=${job_took%%.*} ;;
             '*** '*) count_job; job_end=failed job_took=0 ;;
         esac
-        unfinished=''
     done
     if ((quick_failures >= GLIDEIN_MAX_QUICK_FAILURES && GLIDEIN_MAX_QUICK_FAILURES)) && [ -z "$retiring" ]; then
         retire "black hole: $quick_failures jobs in a row failed within $GLIDEIN_QUICK_S s"
@@ -689,9 +694,12 @@ explain() {
 # The directory goes with its logs: what the operator needs of them is shown.
 show_logs() {
     local log line
+    local telling='error|fail|denied|reject|invalid|expire|assert|abort|signal|status'
+    local noise='is logging:|getpwnam|[Hh]ibernation'
     for log in master.out MasterLog StartLog; do
-        while read -r line; do say "| $log: ${line:0:300}"; done \
-            < <(grep -ihE 'error|fail|denied|reject|invalid|expire|assert|abort|signal|status' "$work/log/$log" 2>/dev/null | tail -n 6)
+        while read -r line; do
+            say "| $log: ${line:0:300}"
+        done < <(grep -iE "$telling" "$work/log/$log" 2>/dev/null | grep -vE "$noise" | tail -n 6)
     done
 }
 
@@ -709,6 +717,7 @@ main() {
         trap "asked $signal" "$signal"
     done
 
+    ((BASH_VERSINFO[0] * 100 + BASH_VERSINFO[1] >= 404)) || bad BASH "$BASH_VERSION is too old, 4.4 is needed"
     clean_environment
     read_settings
     say "glidein $GLIDEIN_ID of factory $GLIDEIN_FACTORY, queue $GLIDEIN_QUEUE, $GLIDEIN_OFFERING on $GLIDEIN_BACKEND," \

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, Literal
 
 import pytest
 import sqlalchemy as sa
@@ -64,8 +65,8 @@ def intentions(n: int) -> list[Resource]:
     return [intention(f"f.q.{i:012x}") for i in range(n)]
 
 
-def moved(resource: Resource, state: State, at: float, **changes: object) -> Resource:
-    return replace(resource, state=state, changed_at=at, **changes)  # type: ignore[arg-type]
+def moved(resource: Resource, state: State, at: float, **changes: Any) -> Resource:
+    return replace(resource, state=state, changed_at=at, **changes)
 
 
 def life(ledger: Ledger, id: str, *, started_at: float, ended_at: float | None = None) -> None:
@@ -176,7 +177,7 @@ def test_whatever_words_a_server_uses_can_be_stored(ledger: Ledger, path: Path, 
 
 
 times = st.floats(0, 4e9)
-words = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\0"), max_size=20)
+words = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=20)
 amounts = st.integers(0, 2**53)
 shapes = st.builds(Shape, amounts, amounts, amounts, amounts, st.none() | amounts, words)
 resources = st.builds(
@@ -354,6 +355,25 @@ def test_a_steady_service_writes_nothing(ledger: Ledger, path: Path) -> None:
             ledger.intend([])
             ledger.history("q")
         assert other.execute("PRAGMA data_version").fetchone() == before
+
+
+def test_a_copy_says_the_same_and_changing_it_changes_nothing_else(
+    ledger: Ledger, path: Path, tmp_path: Path, clock: Clock
+) -> None:
+    life(ledger, "long ago", started_at=NOW - 9000, ended_at=NOW - 8000)
+    life(ledger, "short", started_at=NOW - 100, ended_at=NOW - 95)
+    life(ledger, "lives", started_at=NOW)
+    ledger.meta_set("breakers", [1])
+    ledger.decided("q", NOW, {"n": 1})
+    with Ledger.read(path, clock=clock) as reader:
+        reader.copy(tmp_path / "dry" / "ledger.sqlite", since=NOW - 3600)
+    with Ledger.open(tmp_path / "dry" / "ledger.sqlite", "f", clock=clock) as copy:
+        assert copy.resources() == ledger.resources()
+        assert copy.history("q") == ledger.history("q")
+        assert [r.id for r in copy.everything()] == ["short", "lives"]
+        assert copy.meta_get("breakers") == [1]
+        copy.intend([intention("only there")])
+    assert ledger.find("only there") is None
 
 
 # ------------------------------------------------------------------------------------------------------- the hold
@@ -583,9 +603,10 @@ def test_the_database_of_another_program_is_left_alone(path: Path) -> None:
     with closing(sqlite3.connect(path)) as other:
         other.execute("CREATE TABLE bookmarks (url)")
         other.commit()
-    for on_damage in ("raise", "replace"):
+    choices: tuple[Literal["raise", "replace"], ...] = ("raise", "replace")
+    for on_damage in choices:
         with pytest.raises(LedgerError, match="not a ledger of apf-elastic"):
-            Ledger.open(path, "f", on_damage=on_damage)  # type: ignore[arg-type]
+            Ledger.open(path, "f", on_damage=on_damage)
     with pytest.raises(LedgerError, match="not a ledger of apf-elastic"):
         Ledger.read(path)
 
@@ -595,6 +616,27 @@ def test_a_half_made_ledger_is_made_anew(path: Path) -> None:
     path.with_name("ledger.sqlite.new").write_bytes(b"a crash left this")
     Ledger.open(path, "f").close()
     assert not path.with_name("ledger.sqlite.new").exists()
+
+
+@pytest.mark.parametrize("bad", [{"remote_id": "broken \udcff"}, {"shape": Shape(cores=2**70)}])
+def test_values_that_no_column_takes_are_told_and_change_nothing(
+    ledger: Ledger, path: Path, bad: dict[str, Any]
+) -> None:
+    ledger.intend(intentions(2))
+    changed = [replace(r, reason="new", **bad) for r in intentions(2)]
+    with pytest.raises(LedgerError, match="record resources"):
+        ledger.record(changed)
+    assert ledger.resources() == seen_by_reader(path) == {r.id: r for r in intentions(2)}
+
+
+def test_intentions_are_synced_to_the_disk_and_the_rest_is_not(ledger: Ledger) -> None:
+    statements: list[str] = []
+    sa.event.listen(ledger._engine, "before_cursor_execute", lambda c, cursor, words, *rest: statements.append(words))
+    ledger.intend([intention()])
+    ledger.record([moved(intention(), State.SUBMITTED, NOW)])
+    ledger.decided("q", NOW, {})
+    levels = [words.partition("=")[2] for words in statements if words.startswith("PRAGMA synchronous")]
+    assert levels == ["FULL", "NORMAL", "NORMAL"]
 
 
 # --------------------------------------------------------------------------------------------------------- schema

@@ -6,8 +6,9 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import typer
@@ -16,8 +17,11 @@ from rich.text import Text
 
 from apf_elastic.commands.options import ConfigFile, Json
 from apf_elastic.commands.words import clean, console, print_json
-from apf_elastic.config import Config, ConfigError, PluginSpec, load
+from apf_elastic.config import Config, ConfigError, PluginSpec, Problem, load
 from apf_elastic.service import make_plugin, specs
+
+#: Columns of a table that nobody reads on a terminal: one finding, one line.
+UNFOLDED = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,33 +40,50 @@ def check(config: ConfigFile = None, json: Json = False) -> None:
 
     Run it as the service's user: plugins use the state directory as they do in the service.
     """
-    findings = look(config)
+    try:
+        findings = look(config)
+    except ConfigError as error:
+        if json:
+            print_json([asdict(_wrong(problem)) for problem in error.problems])
+        else:
+            console().print(Text(str(error)))
+        raise typer.Exit(1) from None
     if json:
         print_json([asdict(finding) for finding in findings])
     else:
-        console().print(picture(findings))
+        out = console()
+        out.width = out.width if out.is_terminal else UNFOLDED
+        out.print(picture(findings))
     if not all(finding.ok for finding in findings):
         raise typer.Exit(1)
 
 
 def look(file: Path | None) -> list[Finding]:
-    """Everything there is to say, the configuration first. A wrong one is all there is."""
+    """Everything there is to say, the configuration first. Raises ConfigError when that is wrong."""
     started = time.monotonic()
-    try:
-        config = load(file)
-    except ConfigError as error:
-        return [_wrong(problem.place, problem.key, problem.message, problem.cure) for problem in error.problems]
+    config = load(file)
     files = ", ".join(str(path) for path in config.files)
     fine = Finding("configuration", files, True, _contents(config), round(time.monotonic() - started, 3))
     doubts = [
         Finding("warning", f"{it.place} {it.key}".strip(), True, f"{it.message}; {it.cure}".rstrip("; "))
         for it in config.warnings
     ]
-    return [fine, *doubts, _state_dir(config), *ask_all(specs(config), lambda spec: make_plugin(spec, config))]
+    with TemporaryDirectory(prefix="apf-elastic-check-", ignore_cleanup_errors=True) as scratch:
+        answers = ask_all(specs(config), lambda spec: make_plugin(spec, without_traces(config, spec, Path(scratch))))
+    return [fine, *doubts, _state_dir(config), *answers]
 
 
-def _wrong(place: str, key: str, message: str, cure: str) -> Finding:
-    return Finding("configuration", f"{place} {key}".strip(), False, f"{message}; {cure}" if cure else message)
+def _wrong(it: Problem) -> Finding:
+    message = f"{it.message}; {it.cure}" if it.cure else it.message
+    return Finding("configuration", f"{it.place} {it.key}".strip(), False, message)
+
+
+def without_traces(config: Config, spec: PluginSpec, scratch: Path) -> Config:
+    """A plugin that has no directory yet gets one elsewhere: what a check by root leaves behind, the service's own
+    user could not use."""
+    if (config.factory.state_dir / f"{spec.kind}.{spec.name}").exists():
+        return config
+    return replace(config, factory=replace(config.factory, state_dir=scratch))
 
 
 def _contents(config: Config) -> str:

@@ -17,7 +17,7 @@ from apf_elastic.config import Config, load
 from apf_elastic.cycle import Cycle, actions_by_queue
 from apf_elastic.ledger import Ledger, LedgerError
 from apf_elastic.report import decision_record
-from apf_elastic.service import Service, look, make_cycle, run_once, signals
+from apf_elastic.service import Service, StartError, look, make_cycle, run_once, signals
 
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="log every call that failed, with its traceback")]
 
@@ -54,6 +54,8 @@ def run(config: ConfigFile = None, verbose: Verbose = False) -> None:
         service = Service(loaded, ledger, lambda: load(config))
         with signals(service):
             service.run()
+    except StartError as error:
+        raise fail(str(error), 2) from None
     finally:
         ledger.close()
 
@@ -70,6 +72,8 @@ def once(config: ConfigFile = None, json: Json = False, verbose: Verbose = False
         cycle.observer.close()
         if cycle.trouble:
             raise fail(cycle.trouble)
+    except StartError as error:
+        raise fail(str(error), 2) from None
     finally:
         ledger.close()
 
@@ -78,7 +82,10 @@ def plan(config: ConfigFile = None, json: Json = False) -> None:
     """What a cycle would do now and why. Nothing is changed."""
     loaded = configuration(config)
     with TemporaryDirectory(prefix="apf-elastic-plan-") as scratch, dry_ledger(loaded, Path(scratch)) as ledger:
-        cycle = make_cycle(loaded, ledger)
+        try:
+            cycle = make_cycle(loaded, ledger)
+        except StartError as error:
+            raise fail(str(error), 2) from None
         look(cycle, 120.0)
         cycle.consider()
         show(cycle, json, "would be done")

@@ -17,6 +17,10 @@ from apf_elastic.decide.trial import try_policy as trial
 
 #: A longer line is not a question.
 LONGEST_LINE = 2**20
+#: Columns of a table that nobody reads on a terminal: one step, one line.
+UNFOLDED = 1000
+#: What may have no answer: the source and the backend.
+UNKNOWNS = ("wms", "batch")
 
 
 def try_policy(
@@ -32,6 +36,10 @@ def try_policy(
     running: Annotated[int, typer.Option(help="pilots that run")] = 0,
     retiring: Annotated[int, typer.Option(help="pilots that finish and take no new job")] = 0,
     other: Annotated[int, typer.Option(help="pilots of other queues, pending and running")] = 0,
+    submitted: Annotated[int, typer.Option(help="pilots created over the queue's life, for MaxToSubmit")] = 0,
+    recent_started: Annotated[int, typer.Option(help="pilots that started lately, for Throttle")] = 0,
+    recent_short: Annotated[int, typer.Option(help="those of them that ended early, for Throttle")] = 0,
+    deficit: Annotated[int, typer.Option(help="new pilots that the waiting jobs need, for Fit")] = 0,
     status: Annotated[str, typer.Option(help="of the queue: online, test, offline")] = "online",
     wms: Annotated[str, typer.Option(help="`none`: the source has no answer")] = "",
     batch: Annotated[str, typer.Option(help="`none`: the backend has no answer")] = "",
@@ -50,6 +58,10 @@ def try_policy(
         "running": running,
         "retiring": retiring,
         "other": other,
+        "submitted": submitted,
+        "recent_started": recent_started,
+        "recent_short": recent_short,
+        "deficit": deficit,
         "status": status,
     }
     state |= {word: value for word, value in (("wms", wms), ("batch", batch)) if value}
@@ -94,7 +106,7 @@ def _value(text: str) -> Any:
 
 def ask(question: Mapping[str, Any]) -> TrialResult:
     """One trial. Raises ValueError for anything that is no question."""
-    unknown = question.keys() - {"chain", "config", "state", "wms", "batch"}
+    unknown = question.keys() - {"chain", "config", "state", *UNKNOWNS}
     if unknown:
         raise ValueError(f"unknown key {min(unknown)!r}: a line has chain, config and state")
     if "chain" not in question:
@@ -103,7 +115,8 @@ def ask(question: Mapping[str, Any]) -> TrialResult:
     config = question.get("config", {})
     if not isinstance(state, dict) or not isinstance(config, dict):
         raise ValueError("config and state are objects")
-    state = {**{word: question[word] for word in ("wms", "batch") if word in question}, **state}
+    state = {**{word: question[word] for word in UNKNOWNS if word in question}, **state}
+    state |= {word: "none" for word in UNKNOWNS if word in state and state[word] is None}
     return trial(_chain(question["chain"]), config, state)
 
 
@@ -162,10 +175,11 @@ def show(result: TrialResult, json: bool) -> None:
     for step in steps:
         rows.add_row(clean(step["name"]), str(step["n"]), Text(clean(step["reason"])))
     out = console()
+    out.width = out.width if out.is_terminal else UNFOLDED
     out.print(rows)
     out.print(Text(f"result: {result.result}", style="bold"))
 
 
 def _steps(result: TrialResult) -> Iterator[dict[str, Any]]:
     for step in result.steps:
-        yield {"name": step.name, "n": step.n, "reason": step.reason}
+        yield dict(zip(("name", "n", "reason"), step, strict=True))

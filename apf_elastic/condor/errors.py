@@ -19,9 +19,11 @@ def explain(about: str, token_dir: Path | None, error: str, log: str) -> str:
         return f"{about}: no such host: {said}: check the address"
     if "Connection refused" in whole or "Failed to connect" in whole or "No route" in whole:
         return f"{about}: nothing answers there: {said}: check the address, and that HTCondor runs"
+    if "DENIED" in whole or "not authorized" in whole:
+        return f"{about}: our token's identity may not do this: {said}: see the ALLOW_ settings there"
     if "AUTHENTICATE" in whole or "authentication" in whole:
         return f"{about} refused our token: {said}: {_token_cure(token_dir)}"
-    if "PERMISSION DENIED" in whole or "not authorized" in whole or "Failed to advertise" in whole:
+    if "Failed to advertise" in whole:
         return f"{about}: our token's identity may not do this: {said}: see the ALLOW_ settings there"
     return f"{about}: {said}"
 

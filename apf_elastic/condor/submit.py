@@ -29,8 +29,8 @@ def literal(text: str) -> str:
     """`text` for the right side of a submit line, so that nothing in it is expanded. Raises ValueError."""
     if any(ord(letter) < 32 or ord(letter) == 127 for letter in text):
         raise ValueError(f"{text[:50]!r}: contains a control character, which HTCondor cannot carry")
-    if "$$(" in text or "$$[" in text:
-        raise ValueError(f"{text[:50]!r}: contains $$( or $$[, which HTCondor replaces when a job is matched")
+    if "$$" in text:  # also two escaped ones would grow together
+        raise ValueError(f"{text[:50]!r}: contains $$, with which HTCondor's own replacements begin")
     if len(text) > _LONGEST:
         raise ValueError(f"{text[:50]!r}...: longer than {_LONGEST} characters")
     try:

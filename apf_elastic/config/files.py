@@ -6,6 +6,7 @@ and arrays replace.
 
 from __future__ import annotations
 
+import os
 import re
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,6 +22,8 @@ NAME = "apf-elastic.toml"
 SYSTEM = Path("/etc/apf-elastic") / NAME
 #: A larger file is not a configuration.
 LARGEST_FILE = 4 * 2**20
+#: A dotted key of hundreds of words, on which tomllib spends hours.
+_ENDLESS_KEY = re.compile(r"(?<![A-Za-z0-9_-])(?:[A-Za-z0-9_-]++[ \t]*+\.[ \t]*+){200}")
 
 
 @dataclass(frozen=True)
@@ -53,15 +56,26 @@ class Merged:
 
 def find(file: Path | None = None) -> list[Path]:
     """The files that count: `file`, else the one here, else the system's; then what is in conf.d beside it."""
-    main = file if file is not None else next((path for path in (Path(NAME), SYSTEM) if path.exists()), None)
+    main = file if file is not None else next((path for path in (Path(NAME), SYSTEM) if _is_there(path)), None)
     if main is None:
         cure = f"write {NAME} here, or name one: --config FILE"
         raise ConfigError([Problem(None, None, "", f"there is no {NAME} here and no {SYSTEM}", cure)])
     more = main.parent / "conf.d"
     try:
-        return [main, *sorted(p for p in more.glob("*.toml") if not p.name.startswith("."))]
+        names = sorted(name for name in os.listdir(more) if name.endswith(".toml") and not name.startswith("."))
+    except FileNotFoundError:
+        names = []
     except OSError as error:
-        raise ConfigError([Problem(more, None, "", f"cannot be listed: {error.strerror}", "let us read it")]) from None
+        cure = "make it a directory that the service's user may read"
+        raise ConfigError([Problem(more, None, "", f"cannot be listed: {error.strerror}", cure)]) from None
+    return [main, *(more / name for name in names)]
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # its directory may not be entered: reading it will say so
+        return True
 
 
 def read(paths: Iterable[Path]) -> list[Document]:
@@ -96,12 +110,16 @@ def _read(path: Path) -> Document:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise wrong("is not UTF-8", "save it as UTF-8", data.count(b"\n", 0, error.start) + 1) from None
+    too_deep = wrong("is nested too deeply", "use fewer tables within tables")
+    if _ENDLESS_KEY.search(text):
+        raise too_deep
     try:
-        return Document(path, text, tomllib.loads(text))
+        tree = tomllib.loads(text)
     except RecursionError:
-        raise wrong("is nested too deeply", "TOML tables are written one below the other: [a.b]") from None
+        raise too_deep from None
     except ValueError as error:
         raise wrong(*_syntax(text, str(error))) from None
+    return Document(path, text, tree)
 
 
 _LINE = re.compile(r" \(at (?:line (\d+), column (\d+)|end of document)\)$")

@@ -21,6 +21,8 @@ _SECRET = re.compile(rf"(^|.*[_-]){_SECRET_WORD}", re.IGNORECASE)
 _SECRET_FILE = re.compile(rf"(^|.*[_-])({_SECRET_WORD}|signing[_-]?key|proxy)([_-](file|dir|path))?", re.IGNORECASE)
 _SECRET_TEXT = re.compile(r"-----BEGIN|eyJ[\w-]{8}|AKIA[0-9A-Z]{16}|gh[pousr]_\w{20}|[A-Za-z0-9+/_=-]{40}")
 _LONGEST = 60
+#: Problems that are printed; nobody reads more at once.
+MOST = 100
 
 
 def escaped(text: str, longest: int = 500) -> str:
@@ -54,9 +56,14 @@ def names_secret_file(name: str) -> bool:
 
 def looks_secret(key: Key, value: object) -> bool:
     """Whether a value should not be shown: its key says so, or it looks like a token, a key or a certificate."""
-    if any(isinstance(part, str) and is_secret_name(part) for part in key):
+    if is_secret_name(last_word(key)):
         return True
     return isinstance(value, str) and not is_path(value) and _SECRET_TEXT.search(value[:10_000]) is not None
+
+
+def last_word(key: Key) -> str:
+    """The key's own name, without indices of arrays."""
+    return next((part for part in reversed(key) if isinstance(part, str)), "")
 
 
 def is_path(text: str) -> bool:
@@ -114,7 +121,8 @@ class ConfigError(Exception):
     def __str__(self) -> str:
         count = len(self.problems)
         title = "1 problem" if count == 1 else f"{count} problems"
-        return "\n".join([f"{title} in the configuration", *map(str, self.problems)])
+        rest = [f"... and {count - MOST} more"] if count > MOST else []
+        return "\n".join([f"{title} in the configuration", *map(str, self.problems[:MOST]), *rest])
 
 
 def suggestion(word: str, known: Iterable[str], what: str = "known") -> str:

@@ -18,7 +18,7 @@ from apf_elastic.config import schema
 from apf_elastic.config.plugins import BUILT_IN, plugin_class
 from apf_elastic.config.policy import step_options
 from apf_elastic.config.tables import alternatives, choices_of, is_model, recommended, unit_by_name, unit_of
-from apf_elastic.config.units import DURATION, SHARE, Unit
+from apf_elastic.config.units import DURATION, SHARE, SIZE, Unit
 
 HERE = Path(__file__).resolve().parents[2] / "docs" / "configuration.md"
 
@@ -93,9 +93,15 @@ def steps() -> Iterator[str]:
     yield "## Steps of a chain\n\nOptions go into `[queues.NAME.policy.STEP]`, with the step's name in lower case.\n"
     rows = ["| step | what it does | options |", "| --- | --- | --- |"]
     for name, meaning, options in step_options():
-        words = ", ".join(f"`{key}` ({kind_of(it)}, {default_of(it)})" for key, it in options.model_fields.items())
+        words = "; ".join(_option(key, field) for key, field in options.model_fields.items())
         rows.append(f"| {name} | {cell(meaning)} | {cell(words)} |")
     yield "\n".join(rows)
+
+
+def _option(key: str, field: FieldInfo) -> str:
+    default = default_of(field)
+    kind = kind_of(field) + (f", {default}" if default else "")
+    return f"`{key}` ({kind}): {field.description}" if field.description else f"`{key}` ({kind})"
 
 
 # ------------------------------------------------------------------------------------------------- one table
@@ -134,11 +140,11 @@ def tables_in(field: FieldInfo, path: str) -> Iterator[tuple[str, type[BaseModel
 
 
 def cell(text: str) -> str:
-    return " ".join(text.split()).replace("|", "\\|")
+    return " ".join(text.split()).replace("|", "\\|").replace("``", "`").removesuffix(".")
 
 
 # Docstrings of options say "key: meaning" or "key, key: meaning", at the start of a line or of a sentence.
-_ENTRY = re.compile(r"(?:^|(?<=\. ))((?:\w+, )*\w+): ", re.MULTILINE)
+_ENTRY = re.compile(r"(?:^|(?<=[.;] ))((?:\w+, )*\w+): ", re.MULTILINE)
 
 
 def meanings_of(model: type[BaseModel]) -> tuple[str, dict[str, str]]:
@@ -205,7 +211,7 @@ def default_of(field: FieldInfo, name: str = "") -> str:
     if field.is_required():
         return "required"
     value = field.get_default(call_default_factory=True)
-    if value is None or value is PydanticUndefined or isinstance(value, BaseModel) or value in ({}, [], ()):
+    if value is None or value is PydanticUndefined or isinstance(value, BaseModel) or value in ({}, [], (), ""):
         return ""
     return f"`{_written(value, unit_of(field) or unit_by_name(name, field))}`"
 
@@ -215,6 +221,8 @@ def _written(value: Any, unit: Unit | None) -> str:
         return str(value).lower()
     if unit is DURATION and value:
         return f'"{_duration(value)}"'
+    if unit is SIZE and value:
+        return f'"{value // 1024} GiB"' if value % 1024 == 0 else f'"{value} MiB"'
     if unit is SHARE:
         return f'"{value:.0%}"'
     if isinstance(value, int | float):
@@ -226,7 +234,7 @@ def _written(value: Any, unit: Unit | None) -> str:
 
 def _duration(seconds: float) -> str:
     for word, length in (("d", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= 2 * length and seconds % length == 0:
+        if seconds >= length and seconds % length == 0:
             return f"{seconds / length:g} {word}"
     return f"{seconds:g} s"
 

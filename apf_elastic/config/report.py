@@ -10,7 +10,17 @@ from typing import Any
 
 from apf_elastic.config.files import Document, Merged
 from apf_elastic.config.locate import line_of
-from apf_elastic.config.problems import Key, Problem, dotted, escaped, is_path, is_secret_name, looks_secret, shown
+from apf_elastic.config.problems import (
+    Key,
+    Problem,
+    dotted,
+    escaped,
+    is_path,
+    is_secret_name,
+    last_word,
+    looks_secret,
+    shown,
+)
 
 LONGEST_TEXT = 16_384
 LONGEST_KEY = 200
@@ -79,8 +89,7 @@ def _secrets(value: object, key: Key) -> Iterator[str]:
 
 def is_inline_secret(key: Key, value: object) -> bool:
     """Whether the value itself, not a file that it names, is a secret."""
-    name = next((part for part in reversed(key) if isinstance(part, str)), "")
-    return isinstance(value, str) and bool(value) and is_secret_name(name) and not is_path(value)
+    return isinstance(value, str) and bool(value) and is_secret_name(last_word(key)) and not is_path(value)
 
 
 def refuse_hostile(tree: Mapping[str, Any], report: Report) -> None:

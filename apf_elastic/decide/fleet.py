@@ -5,10 +5,11 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import IntEnum
+from itertools import chain
 
-from apf_elastic.model import Resource, Shape, State
+from apf_elastic.model import Resource, State
 
 #: Room in a dimension that an offering does not state.
 UNSTATED = 1 << 60
@@ -127,7 +128,15 @@ class Fleet:
     def resources(self) -> Iterable[Resource]:
         """Everything but what is being removed."""
         for kind in self.kinds:
-            for some in (kind.intended, kind.waiting, kind.starting, kind.idle, kind.busy, kind.unseen, kind.running):
+            for some in (
+                kind.intended,
+                kind.waiting,
+                kind.starting,
+                kind.idle,
+                kind.busy,
+                kind.unseen,
+                kind.running,
+            ):
                 yield from some
             yield from kind.draining
 
@@ -171,97 +180,98 @@ class Stage(IntEnum):
     DRAINING = 3
 
 
+#: cores, memory (MB), disk (MB), GPUs, architecture, lifetime (s)
+Room = tuple[int, int, int, int, str, float]
+
+
 @dataclass(slots=True)
 class Lot:
     """Resources that are alike for packing: the same room in the same stage. `untouched` have no job packed on."""
 
     stage: Stage
     kind: Kind
-    room: Shape
-    lifetime_s: float
-    members: list[Resource] = field(default_factory=list)
+    room: Room
+    members: list[Resource]
     untouched: int = 0
 
 
+class _Rooms:
+    """Finds the room of a resource. `walltimes` (sorted) are those that the queue's jobs ask for: between two of
+    them, remaining lifetimes are alike."""
+
+    def __init__(self, walltimes: Sequence[int], now: float) -> None:
+        self.walltimes = walltimes
+        self.now = now
+
+    def lots(self, kind: Kind, stage: Stage, resources: Iterable[Resource]) -> list[Lot]:
+        by_room: dict[Room, list[Resource]] = {}
+        room_of = self.coming if stage is Stage.COMING else self.joined
+        for resource in resources:
+            room = room_of(resource)
+            if room is not None:
+                members = by_room.get(room)
+                if members is None:
+                    by_room[room] = [resource]
+                else:
+                    members.append(resource)
+        return [Lot(stage, kind, room, by_room[room]) for room in sorted(by_room)]
+
+    def coming(self, resource: Resource) -> Room | None:
+        it = resource.shape
+        lifetime = ENDLESS if it.walltime_s is None else self.alike(it.walltime_s)
+        return (it.cores, it.memory_mb or UNSTATED, it.disk_mb or UNSTATED, it.gpus, it.arch, lifetime)
+
+    def joined(self, resource: Resource) -> Room | None:
+        """What its pool says. An idle one of which the pool does not state memory or disk has what was bought."""
+        it = resource.shape
+        slot = resource.slot
+        if slot is None or slot.free.cores <= 0:
+            return None
+        free = slot.free
+        lifetime = ENDLESS
+        if it.walltime_s is not None or free.walltime_s is not None:
+            left = remaining_s(resource, self.now)
+            if left <= 0:
+                return None
+            lifetime = self.alike(left)
+        memory, disk = free.memory_mb, free.disk_mb
+        if not slot.jobs:
+            memory = memory or it.memory_mb or UNSTATED
+            disk = disk or it.disk_mb or UNSTATED
+        return (free.cores, memory, disk, free.gpus, free.arch or it.arch, lifetime)
+
+    def alike(self, lifetime_s: float) -> float:
+        place = bisect_right(self.walltimes, lifetime_s)
+        return float(self.walltimes[place - 1]) if place else 0.0
+
+
 def lots(fleet: Fleet, walltimes: Sequence[int], now: float) -> list[Lot]:
-    """Everything that can take a job, now or soon. `walltimes` (sorted) are those that the queue's jobs ask for:
-    between two of them, remaining lifetimes are alike."""
+    """Everything that can take a job, now or soon."""
+    rooms = _Rooms(walltimes, now)
     found: list[Lot] = []
     for kind in fleet.kinds:
-        some: dict[tuple[Stage, Shape, float], Lot] = {}
-        for resource in kind.busy:
-            if resource.slot is not None and resource.slot.free.cores > 0:
-                _put(some, kind, Stage.BUSY, resource.slot.free, resource, walltimes, now)
-        for resource in kind.idle:
-            _put(some, kind, Stage.IDLE, _idle_room(resource), resource, walltimes, now)
-        for coming in (kind.starting, kind.intended, kind.waiting):
-            for resource in coming:
-                _put(some, kind, Stage.COMING, resource.shape, resource, walltimes, now)
-        found += [some[key] for key in sorted(some)]
+        found += rooms.lots(kind, Stage.BUSY, kind.busy)
+        found += rooms.lots(kind, Stage.IDLE, kind.idle)
+        found += rooms.lots(kind, Stage.COMING, chain(kind.starting, kind.intended, kind.waiting))
     return found
 
 
 def draining_lots(fleet: Fleet, walltimes: Sequence[int], now: float) -> list[Lot]:
-    """What we drain and could take back."""
+    """What we drain, and could take back."""
+    rooms = _Rooms(walltimes, now)
     found: list[Lot] = []
     for kind in fleet.kinds:
-        some: dict[tuple[Stage, Shape, float], Lot] = {}
-        for resource in kind.draining:
-            if resource.slot is None or resource.reason == DRAINED_BY_OTHERS:
-                continue
-            room = resource.slot.free if resource.slot.jobs else _idle_room(resource)
-            _put(some, kind, Stage.DRAINING, room, resource, walltimes, now)
-        found += [some[key] for key in sorted(some)]
+        ours = [resource for resource in kind.draining if resource.reason != DRAINED_BY_OTHERS]
+        found += rooms.lots(kind, Stage.DRAINING, ours)
     return found
 
 
 def remaining_s(resource: Resource, now: float) -> float:
-    """How long a resource will still live (seconds)."""
+    """How long a resource will still live (seconds): by its offering, or as its pool says."""
     lifetime_s = resource.shape.walltime_s
-    if lifetime_s is None:
-        return ENDLESS
-    return lifetime_s - (now - resource.joined_at) if resource.joined_at is not None else float(lifetime_s)
-
-
-def _put(
-    some: dict[tuple[Stage, Shape, float], Lot],
-    kind: Kind,
-    stage: Stage,
-    room: Shape,
-    resource: Resource,
-    walltimes: Sequence[int],
-    now: float,
-) -> None:
-    shape = resource.shape
-    lifetime = ENDLESS
-    if shape.walltime_s is not None:
-        lifetime = remaining_s(resource, now)
-        if lifetime <= 0:
-            return
-        place = bisect_right(walltimes, lifetime)
-        lifetime = float(walltimes[place - 1]) if place else 0.0
-    if room.walltime_s is not None or room.arch != shape.arch:
-        room = Shape(room.cores, room.memory_mb, room.disk_mb, room.gpus, None, room.arch or shape.arch)
-    key = (stage, room, lifetime)
-    lot = some.get(key)
-    if lot is None:
-        lot = some[key] = Lot(stage, kind, room, lifetime)
-    lot.members.append(resource)
-
-
-def _idle_room(resource: Resource) -> Shape:
-    """The room of a resource without jobs: what its pool says; what the pool does not state, as it was bought."""
-    shape = resource.shape
-    if resource.slot is None:
-        return shape
-    free = resource.slot.free
-    if free.cores and (free.memory_mb or not shape.memory_mb) and (free.disk_mb or not shape.disk_mb):
-        return free
-    return Shape(
-        free.cores or shape.cores,
-        free.memory_mb or shape.memory_mb,
-        free.disk_mb or shape.disk_mb,
-        free.gpus,
-        None,
-        free.arch or shape.arch,
-    )
+    left = ENDLESS if lifetime_s is None else float(lifetime_s)
+    if lifetime_s is not None and resource.joined_at is not None:
+        left = lifetime_s - (now - resource.joined_at)
+    if resource.slot is not None and resource.slot.free.walltime_s is not None:
+        left = min(left, resource.slot.free.walltime_s)
+    return left

@@ -430,15 +430,15 @@ def read_options(name: str, options: Mapping[str, object]) -> Any:
         key = ".".join(str(part) for part in problem["loc"])
         where = f"step {name}, option {key}"
         if problem["type"] == "extra_forbidden":
-            known = [field for field in model.model_fields]
+            known = list(model.model_fields)
             cure = near(key, known) if known else "it has none: remove it"
             raise PolicyError(f"{where}: there is no such option; {cure}") from None
         says = problem["msg"].removeprefix("Value error, ")
-        what = f"{_shown(problem['input'])} {says}" if problem["type"] == "value_error" else says
+        what = f"{shown(problem['input'])} {says}" if problem["type"] == "value_error" else says
         raise PolicyError(f"{where}: {what}; {_cure(model, key)}") from None
 
 
-def _shown(value: object) -> str:
+def shown(value: object) -> str:
     text = {True: "true", False: "false", None: "nothing"}.get(value) if isinstance(value, bool | None) else None
     try:
         text = text or repr(value)
@@ -451,5 +451,5 @@ def _cure(model: type[BaseModel], key: str) -> str:
     field = model.model_fields.get(key)
     if field is None:
         return "correct it"
-    example = {float: "0.5", bool: "true"}.get(field.annotation or int, "10")
+    example = "0.5" if field.annotation is float else "true" if field.annotation is bool else "10"
     return f"write for instance {key} = {example}"

@@ -122,6 +122,7 @@ class Loop:
         self._collect(now)
         if now >= self._beat_due:
             self._beat_due = now + BEAT_S
+            self._version = -1  # what this worker itself gave back to the queue does not show in the version
             self._take_orders(self.store.beat(self.id), now)
         if not self._orders.joined:
             for run in self._runs:
@@ -146,7 +147,6 @@ class Loop:
         if orders.lease != self._lease:
             self._lease, self._lease_at = orders.lease, now
         if orders.draining != self._orders.draining:
-            self._version = -1
             self._idle_from = now
         self._orders = orders
 

@@ -21,12 +21,12 @@ from typing import Any, TypeVar
 
 from pydantic import Field, field_validator
 
-import apf_elastic.glidein
 from apf_elastic.condor.classads import both, check_expression, equals
 from apf_elastic.condor.link import CondorLink
 from apf_elastic.condor.options import CondorOptions, version_number
 from apf_elastic.condor.tools import Tools
 from apf_elastic.contracts import CallError, Context, Payload
+from apf_elastic.glidein import LEASE_NAME, START_SCRIPT
 from apf_elastic.model import Resource, Shape, Slot
 
 T = TypeVar("T")
@@ -214,7 +214,7 @@ class HTCondorPool:
                 where = ["-pool", self._options.collector]
                 self._tools.run("condor_drain", [*where, *arguments, startd], self._options.timeout_s)
             except CallError as error:
-                return str(error)
+                return "" if "already in progress" in str(error) else str(error)
             return ""
 
         reasons = _in_parallel(one, ids, _DRAINS_AT_ONCE)
@@ -232,7 +232,7 @@ class HTCondorPool:
     def _payload(self, resource: Resource) -> Payload:
         files = {"checks": self._options.checks, "glidein.conf": self._options.glidein_config}
         return Payload(
-            script=Path(apf_elastic.glidein.__file__).with_name("start.sh"),
+            script=START_SCRIPT,
             environment=self._environment(resource),
             files={name: path for name, path in files.items() if path is not None},
             secrets={"token": self._token(resource)},
@@ -304,7 +304,7 @@ class HTCondorPool:
         now = time.time()
         ad = {
             "MyType": "Generic",
-            "Name": f"apf-elastic-lease@{self._factory}",
+            "Name": LEASE_NAME.format(factory=self._factory),
             "ApfElasticLease": self._factory,
             "ApfElasticLeaseSerial": int(now),
             "ClassAdLifetime": 2 * self._options.lease_s + 900,

@@ -408,6 +408,8 @@ def test_a_directory_in_place_of_a_file_says_so(tmp_path: Path) -> None:
     [
         (b'[factory]\nname = "\xff"', r":2: is not UTF-8"),
         (b"a = " + b"[" * 100_000, "is nested too deeply"),
+        (b"a" + b".a" * 100_000 + b" = 1", "is nested too deeply"),
+        (b"a" + b".a" * 150 + b" = 1", "is nested more than 20 deep"),
         (b"a = " + b"9" * 5000, "is not TOML: Exceeds the limit"),
         (b"# " + b"x" * 2**23, "is larger than 4194304 bytes"),
         (b'[factory]\nname = "a\x00b"', r":2: is not TOML"),
@@ -434,6 +436,19 @@ def test_hostile_keys_are_escaped(message: Message, good: str) -> None:
     assert len(words) < 2000
 
 
+def test_a_conf_d_that_cannot_be_listed_is_not_taken_for_an_empty_one(write: Callable[..., Path], good: str) -> None:
+    file = write(good)
+    (file.parent / "conf.d").write_text("a file")
+    with pytest.raises(ConfigError, match=r"conf\.d: cannot be listed: Not a directory"):
+        load(file)
+
+
+def test_of_very_many_problems_the_first_are_printed(message: Message, good: str) -> None:
+    words = message(good + "".join(f"[else{n}]\n" for n in range(1000)))
+    assert words.startswith("1000 problems in the configuration\n")
+    assert words.endswith("... and 900 more")
+
+
 # --------------------------------------------------------------------------------------------------- secrets
 
 
@@ -444,6 +459,11 @@ def test_values_that_look_like_secrets_are_not_echoed(message: Message, good: st
     assert token not in words
     assert "hunter2" not in words
     assert "queues.analysis.allocation: is a value that is not shown here" in words
+
+
+def test_a_table_that_is_named_like_a_secret_is_none(message: Message, good: str) -> None:
+    text = good.replace("[sources.home]", "[sources.token]").replace('source = "home"', 'source = "token"')
+    assert '"5 parsecs" has the unknown unit' in message(with_line(text, "[sources.token]", 'every = "5 parsecs"'))
 
 
 def test_a_secret_file_that_everybody_may_read_is_refused(message: Message, good: str, tmp_path: Path) -> None:
@@ -498,7 +518,7 @@ WORDS = st.sampled_from(
     factory sources pools backends queues home here analysis name type every timeout limits total source pool select
     weight policy chain ready offset retirement budget idle deadlines join offerings small cores memory memory_mb
     walltime_s stages environment token_dir password constraint burst_after allocation default_shape fake fragile
-    none missing patient
+    none missing patient htcondor local embedded directory domain collector schedds submit grid_resource
     """.split()  # noqa: SIM905
 )
 VALUES = st.one_of(
@@ -542,3 +562,31 @@ def test_any_tree_is_a_configuration_or_a_list_of_problems(one: dict[str, Any], 
         return
     assert error.problems
     assert all(c.isprintable() or c == "\n" for c in str(error))
+
+
+EXAMPLES = [path.read_text() for path in sorted((Path(__file__).resolve().parents[2] / "configs").glob("*.toml"))]
+PIECES = st.sampled_from(
+    ['"', "'", "[", "]", "{", "=", ".", ",", "-", "#", "\n", "1e999", "nan", "true", "é", "\x00", '"""']
+)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.sampled_from(EXAMPLES), st.lists(st.tuples(st.floats(0, 1), st.integers(0, 6), PIECES), min_size=1, max_size=3)
+)
+def test_a_damaged_example_is_a_configuration_or_a_list_of_problems(
+    tmp_path: Path, text: str, damages: list[tuple[float, int, str]]
+) -> None:
+    for place, lost, piece in damages:
+        at = int(place * len(text))
+        text = text[:at] + piece + text[at + lost :]
+    file = tmp_path / "damaged.toml"
+    file.write_text(text)
+    try:
+        assert load(file).settings.queues
+    except ConfigError as error:
+        problems = error.problems
+    else:
+        return
+    assert problems
+    assert all(it.file == file and (it.line is None or 0 < it.line <= text.count("\n") + 1) for it in problems)

@@ -215,6 +215,6 @@ def test_the_reference_is_up_to_date() -> None:
 
 def test_the_reference_names_every_key_by_the_word_that_users_write() -> None:
     text = reference.reference()
-    for table in TABLES:
+    for table in set(TABLES) - {schema.File, schema.Table}:
         for word in recommended(table).values():
-            assert f"`{word}`" in text
+            assert f"| `{word}` |" in text

@@ -67,10 +67,10 @@ def token(**claims: object) -> str:
     return f"{part({'alg': 'HS256', 'kid': 'POOL'})}.{part({'sub': 'glidein-7@apf.test', **claims})}.c2lnbmF0dXJl\n"
 
 
-def eventually(condition: Callable[[], object], within_s: float = 10, what: str = "") -> None:
+def eventually(condition: Callable[[], object], within_s: float = 10, what: Callable[[], object] = str) -> None:
     deadline = time.monotonic() + within_s
     while not condition():
-        assert time.monotonic() < deadline, f"not within {within_s} s: {what}"
+        assert time.monotonic() < deadline, f"not within {within_s} s: {what()}"
         time.sleep(0.02)
 
 
@@ -155,7 +155,7 @@ class Node:
     def started(self, **settings: str) -> subprocess.Popen[str]:
         """Start it and wait until the fake condor_master runs."""
         process = self.start(**settings)
-        eventually(lambda: self.heard("pid") or process.poll() is not None, what=self.log())
+        eventually(lambda: self.heard("pid") or process.poll() is not None, what=self.log)
         assert process.poll() is None, self.log()
         return process
 
@@ -194,7 +194,7 @@ def node(collector: str) -> Iterator[Node]:
     for process in made.running:
         process.kill()
         process.wait()
-    eventually(lambda: not any((d / "log").exists() for d in made.directories()), what="the undertakers are done")
+    eventually(lambda: not any((d / "log").exists() for d in made.directories()), what=made.log)
     shutil.rmtree(base, ignore_errors=True)
 
 
@@ -762,7 +762,7 @@ def history(node: Node, *records: str) -> None:
 def test_a_black_hole_retires_and_is_held_back(node: Node, how: str) -> None:
     process = node.started(GLIDEIN_MAX_QUICK_FAILURES="3", GLIDEIN_HOLD_S="600")
     history(node, job("good"), job(how), job(how), job(how))
-    eventually(lambda: "holding the node back" in node.log(), 15)
+    eventually(lambda: "holding the node back" in node.log(), 15, node.log)
     assert "retiring: black hole: 3 jobs in a row failed within 20 s" in node.log()
     process.terminate()
     assert process.wait(5) == BROKEN_NODE

@@ -49,7 +49,7 @@ cat token extra
 stat -c %a token
 """
 ARRIVING = (
-    *("a b", "it's", 'say "x"', "$(id) $ENV(HOME) $$ `x`", "back\\slash\\", "snö☃ 𝕏", " ", "", "a,b;c|d", "#%s"),
+    *("a b", "it's", 'say "x"', "$(id) $ENV(HOME) $ `x`", "back\\slash\\", "snö☃ 𝕏", " ", "", "a,b;c|d", "#%s"),
 )
 OFFERING = Offering("small", Shape())
 _numbers = itertools.count()
@@ -250,12 +250,12 @@ class TestTrouble:
         backend, request = kit.make(offerings=offering), kit.request()
         answer = backend.create([request])[0]
         assert isinstance(answer, Refused)
-        assert "request_memory" in answer.reason
+        assert "RequestMemory = no ( expression" in answer.reason
         assert not (kit.base / "jobs" / request.id).exists()
         backend.close()
 
     def test_a_token_that_the_pool_did_not_sign_is_explained(self, kit: Kit, tmp_path: Path) -> None:
-        backend = kit.make(token_dir=tmp_path)
+        backend = kit.make(token_dir=tmp_path, config=None)
         with pytest.raises(CallError, match=r"refused our token.*token_dir .* is empty"):
             backend.list()
         backend.close()
@@ -301,13 +301,9 @@ def test_a_grid_job_goes_to_the_ce_with_our_mark_and_comes_back(
     assert {f"{id_} 64 1" for id_ in ids} <= set(shown)
     started = backend.delete([Handle(id_, None, pending_only=True) for id_ in ids])
     assert all(isinstance(answer, NotDeleted) for answer in started)
-    kit.wait_until(
-        lambda: all(isinstance(a, Deleted) for a in backend.delete([Handle(id_, None) for id_ in ids])), 60
-    )
+    kit.wait_until(lambda: all(isinstance(a, Deleted) for a in backend.delete([Handle(id_, None) for id_ in ids])), 60)
     assert backend.list() == []
-    kit.wait_until(
-        lambda: not ids & set(ce_pool.tool("condor_q", "-all", "-af", "ApfElasticId").stdout.split()), 60
-    )
+    kit.wait_until(lambda: not ids & set(ce_pool.tool("condor_q", "-all", "-af", "ApfElasticId").stdout.split()), 60)
     backend.close()
 
 
