@@ -142,8 +142,12 @@ class NotDeleted:
 class Backend(Protocol):
     """Supplies resources."""
 
-    Options: ClassVar[type[BaseModel]]
     name: str
+
+    @property
+    def Options(self) -> type[BaseModel]:
+        """The pydantic model of its part of the configuration: an inner class."""
+        ...
 
     def offerings(self) -> Sequence[Offering]:
         """What it can supply now; may be static configuration."""
@@ -177,8 +181,12 @@ class Source(Protocol):
     Made as ``Class(name, options, context, queues)``: `queues` maps each queue that uses it to a `Selection`.
     """
 
-    Options: ClassVar[type[BaseModel]]
     name: str
+
+    @property
+    def Options(self) -> type[BaseModel]:
+        """The pydantic model of its part of the configuration: an inner class."""
+        ...
 
     def demand(self) -> Mapping[str, Demand]:
         """The demand of every queue, in one bulk query. A queue without jobs has an empty Demand."""
@@ -203,8 +211,12 @@ class Selection:
 class Pool(Protocol):
     """What glideins join: tells which have joined, which are busy or idle, and drains them."""
 
-    Options: ClassVar[type[BaseModel]]
     name: str
+
+    @property
+    def Options(self) -> type[BaseModel]:
+        """The pydantic model of its part of the configuration: an inner class."""
+        ...
     lease_s: float
 
     def slots(self) -> Sequence[Slot]:

@@ -37,6 +37,9 @@ QUIET_STRETCH = 3.0
 #: The status snapshot is written when it says something new, else so often.
 SNAPSHOT_S = 15.0
 SNAPSHOT_AT_MOST_S = 0.5
+#: What is gone is remembered for a week; old records are removed so often.
+REMEMBER_S = 7 * 86400.0
+PRUNE_S = 3600.0
 #: States in which something is about to happen at the backend or in the pool.
 MOVING = ON_ITS_WAY | {State.DRAINING, State.REMOVING}
 
@@ -67,6 +70,7 @@ class Cycle:
         self.created_at: dict[str, dict[tuple[str, str], float]] = {}
         self.cycles = 0
         self.renewed_at: dict[str, float] = {}
+        self.pruned_at = clock()
         self._due = 0.0
         self._snapshot: tuple[float, Any] = (0.0, None)
         self._moving: set[str] = set()
@@ -272,6 +276,9 @@ class Cycle:
         actions = actions_by_queue(self.plan, self.ledger.resources())
         for decision in self.plan.decisions:
             self.ledger.decided(decision.queue, now, decision_record(decision, actions.get(decision.queue, [])))
+        if now - self.pruned_at >= PRUNE_S:
+            self.pruned_at = now
+            self.ledger.prune(now - REMEMBER_S)
         at, last = self._snapshot
         if now - at < SNAPSHOT_AT_MOST_S:
             return

@@ -78,7 +78,7 @@ def main(
     started = time.monotonic()
     try:
         show.open(console)
-        with _service(show) as service:
+        with run_service(show) as service:
             finished = _watch(show, service, console)
             _summary(show, console, time.monotonic() - started)
             if not finished:
@@ -105,7 +105,7 @@ def _show(htcondor: bool, base: Path, tasks: int) -> Show:
 
 
 @contextmanager
-def _service(show: Show) -> Iterator[subprocess.Popen[bytes]]:
+def run_service(show: Show) -> Iterator[subprocess.Popen[bytes]]:
     """The service, in a process of its own; stopped by its pid, never by name."""
     with show.log.open("ab") as log:
         process = subprocess.Popen(

@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.console import Console
 
 from apf_elastic.demo import Progress
-from apf_elastic.embedded.store import Store, Task
+from apf_elastic.embedded.store import Record, Store, Task
 
 CONFIG = """\
 [factory]
@@ -50,6 +50,13 @@ hysteresis = "2 s"
 SECONDS = (1.0, 1.5, 2.0, 2.5)
 
 
+def core_seconds(task: Record) -> float:
+    """What a task has used: cores times seconds; nothing while it runs."""
+    if task.started_at is None or task.ended_at is None:
+        return 0.0
+    return task.cores * (task.ended_at - task.started_at)
+
+
 class EmbeddedShow:
     """Tasks of two shapes in an embedded queue."""
 
@@ -76,12 +83,11 @@ class EmbeddedShow:
     def progress(self) -> Progress:
         with Store(self._work) as store:
             tasks = store.tasks()
-        ended = [t for t in tasks if t.started_at is not None and t.ended_at is not None]
         return Progress(
             total=len(tasks),
             done=sum(t.state == "done" for t in tasks),
             failed=sum(t.state == "failed" for t in tasks),
-            core_seconds=sum((t.ended_at - t.started_at) * t.cores for t in ended),  # type: ignore[operator]
+            core_seconds=sum(core_seconds(t) for t in tasks),
             waits_s=[t.started_at - t.submitted_at for t in tasks if t.started_at is not None],
         )
 

@@ -19,6 +19,9 @@ intention is. The file must lie on a local disk: a write-ahead log does not work
 
 Volatile, and kept in the mirror only: `Resource.slot` and `Resource.missing`. After a restart the pool says the
 first again, and absences are counted anew, which is the patient side. No secret ever comes here.
+
+Several factories can share a PostgreSQL server (``postgresql://user@host/database``, with psycopg installed). There
+every commit is as durable as the server makes it, and whoever holds the ledger does so by an advisory lock.
 """
 
 from __future__ import annotations
@@ -372,11 +375,11 @@ def _factory_in(reader: Reader, wanted: str | None) -> str:
     """The factory that a reader asks about: the only one in the ledger unless it is named."""
     if wanted is not None:
         return wanted
+    holder = schema.notes.c.name == "holder"
     with reader._reading("read the factory's name") as connection:
-        found = (
-            connection.execute(sa.select(schema.notes.c.factory).where(schema.notes.c.name == "holder")).scalars().all()
-        )
-    if len(found) > 1:
+        query = sa.select(schema.notes.c.factory).where(holder).order_by(schema.notes.c.at.desc())
+        found = connection.execute(query).scalars().all()
+    if len(found) > 1 and isinstance(reader._place, Server):
         raise LedgerError(f"ledger {reader._place.name} has several factories: name one of {', '.join(sorted(found))}")
     return found[0] if found else ""
 
@@ -549,6 +552,8 @@ class Ledger(Reader):
             if self._in_doubt:
                 self._load()
             self._place.check()
+            if self._hold is not None:
+                self._hold.check()
             try:
                 with (self._durable_writer if durable else self._writer).begin() as connection:
                     yield connection

@@ -20,7 +20,7 @@ from urllib.parse import quote
 import sqlalchemy as sa
 from sqlalchemy import event
 from sqlalchemy.engine import Connection, Engine
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from sqlalchemy.pool import QueuePool
 
 from apf_elastic.ledger_schema import migrate
@@ -191,8 +191,8 @@ class File(Place):
     def _create(self) -> None:
         """Make an empty ledger beside its place and move it there whole: an empty file is never a new ledger."""
         new = File(self.path.with_name(f"{self.path.name}.new"))
-        for leftover in (new.path, *new._companions()):
-            leftover.unlink(missing_ok=True)
+        for leftover in (new.path, *new._companions(), *self._companions()):
+            leftover.unlink(missing_ok=True)  # SQLite would play the log of a ledger that was removed into the new one
         os.close(os.open(new.path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
         engine = new.engine(writes=True)
         try:
@@ -226,7 +226,8 @@ class File(Place):
 
 
 class Server(Place):
-    """A database server (PostgreSQL). The one connection that writes also holds the factory's advisory lock."""
+    """A database server (PostgreSQL). The one connection that writes also holds the factory's advisory lock, so who
+    has lost the lock cannot write. Every commit is as durable as the server makes it."""
 
     def __init__(self, url: sa.URL, factory: str) -> None:
         super().__init__(url.render_as_string(hide_password=True))
@@ -234,10 +235,12 @@ class Server(Place):
         self.factory = factory
 
     def engine(self, *, writes: bool) -> Engine:
-        engine = _engine(self.url, pool_pre_ping=True)
+        try:
+            engine = _engine(self.url, pool_pre_ping=True)
+        except ImportError as error:
+            raise LedgerError(f"ledger {self.name}: needs a driver ({error}): pip install 'psycopg[binary]'") from error
         if writes:
             event.listen(engine, "connect", self._hold)
-            event.listen(engine, "begin", self._begin)
         return engine
 
     def _hold(self, connection: Any, record: object) -> None:
@@ -247,13 +250,8 @@ class Server(Place):
             held = cursor.fetchone()[0]
         connection.commit()
         if not held:
+            connection.close()
             raise LedgerHeld(f"ledger {self.name} is held by another service of factory {self.factory!r}")
-
-    @staticmethod
-    def _begin(connection: Connection) -> None:
-        commit = connection.get_execution_options().get("commit")
-        if commit is not None:
-            connection.exec_driver_sql(f"SET LOCAL synchronous_commit = {'on' if commit == 'durable' else 'off'}")
 
 
 def _engine(url: str | sa.URL, **options: Any) -> Engine:
@@ -264,13 +262,18 @@ def find_place(where: str | Path, factory: str) -> File | Server:
     """Where a path or a URL leads."""
     if isinstance(where, Path) or "://" not in where:
         return File(Path(where).expanduser().absolute())
-    url = sa.make_url(where)
+    try:
+        url = sa.make_url(where)
+    except (ArgumentError, ValueError):
+        raise LedgerError("the ledger's URL is not of the form postgresql://user@host/database") from None
     if url.get_backend_name() == "sqlite":
         if not url.database or url.database == ":memory:":
             raise LedgerError(f"ledger {where}: name a file, as in sqlite:///path")
         return File(Path(url.database).absolute())
     if url.get_backend_name() != "postgresql":
         raise LedgerError(f"ledger {url.get_backend_name()}: only SQLite and PostgreSQL can hold one")
+    if url.drivername == "postgresql":
+        url = url.set(drivername="postgresql+psycopg")
     return Server(url, factory)
 
 
@@ -312,6 +315,15 @@ class Hold:
             )
         except (ValueError, KeyError, TypeError):
             return "another service, which is just starting"
+
+    def check(self) -> None:
+        """Raise LedgerError if the lock was taken from under us: then another service may hold the ledger too."""
+        try:
+            if os.path.samestat(os.fstat(self._file), os.stat(self.path)):
+                return
+        except FileNotFoundError:
+            pass
+        raise LedgerError(f"{self.path} was removed while the service ran: restart the service, and leave that file")
 
     def release(self) -> None:
         os.close(self._file)

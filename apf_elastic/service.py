@@ -31,6 +31,9 @@ log = logging.getLogger(__name__)
 #: How long a stop waits for calls under way; what is not answered by then is found in the backends' lists later.
 LAST_CALLS_S = 15.0
 
+#: One call of a plugin may make several requests to its server, each of which may take the configured timeout.
+REQUESTS_PER_CALL = 3
+
 MakeLane = Callable[[str, Inbox, Callable[[], float]], Lane]
 
 
@@ -71,7 +74,7 @@ def make_endpoint(
         watch=make_lane(key, inbox, clock),
         act=make_lane(key, inbox, clock),
         schedule=Schedule(spec.every_s),
-        timeout_s=spec.timeout_s,
+        timeout_s=REQUESTS_PER_CALL * spec.timeout_s,
     )
 
 

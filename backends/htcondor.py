@@ -24,7 +24,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -107,48 +107,51 @@ class OfferingOptions(BaseModel):
     _checked = field_validator("submit")(_submit_commands)
 
 
+class HTCondorBackendOptions(CondorOptions):
+    """
+    schedd: name or address; empty: the local one, or the only one of `collector`.
+    grid_resource: where grid jobs go: ``condor ce.example.org ce.example.org:9619``, ``arc https://...``,
+        ``batch slurm``; empty: vanilla jobs of that schedd's own pool.
+    submit: further submit commands for all offerings (``batch_queue``, ``use_scitokens``, ``+Queue`` ...).
+    spool_dir: for the files of each job; default: below the state directory.
+    reader: the user as whom jobs are submitted, if that is not the service's own and the service is root.
+    reader_group: a group that this user and the service share, if both are ordinary users.
+    keep_logs_s: the files of a job, with its output, are kept so long after it left the queue.
+    force_after_s: a removed job of which its CE has not let go for so long is forgotten.
+    """
+
+    schedd: str = ""
+    grid_resource: str = ""
+    offerings: Mapping[str, OfferingOptions] = Field(min_length=1)
+    submit: Mapping[str, str] = Field(default_factory=dict)
+    spool_dir: Path | None = None
+    reader: str = ""
+    reader_group: str = ""
+    keep_logs_s: float = Field(default=3600.0, ge=0)
+    force_after_s: float = Field(default=1800.0, ge=60)
+
+    _checked = field_validator("submit")(_submit_commands)
+
+    @field_validator("grid_resource")
+    @classmethod
+    def _one_line(cls, value: str) -> str:
+        if not value.isprintable() or "$" in value:
+            raise ValueError("one line without $")
+        return value.strip()
+
+    @model_validator(mode="after")
+    def _one_reader(self) -> HTCondorBackendOptions:
+        if self.reader and self.reader_group:
+            raise ValueError("give reader or reader_group, not both")
+        return self
+
+
 class HTCondorBackend:
     """Submits, lists and removes jobs of one schedd."""
 
-    class Options(CondorOptions):
-        """
-        schedd: name or address; empty: the local one, or the only one of `collector`.
-        grid_resource: where grid jobs go: ``condor ce.example.org ce.example.org:9619``, ``arc https://...``,
-            ``batch slurm``; empty: vanilla jobs of that schedd's own pool.
-        submit: further submit commands for all offerings (``batch_queue``, ``use_scitokens``, ``+Queue`` ...).
-        spool_dir: for the files of each job; default: below the state directory.
-        reader: the user as whom jobs are submitted, if the service is root; reader_group: a group that user and
-            the service share, if both are ordinary users. Neither: both are the same user.
-        keep_logs_s: the files of a job, with its output, are kept so long after it left the queue.
-        force_after_s: a removed job of which its CE has not let go for so long is forgotten.
-        """
+    Options: ClassVar[type[BaseModel]] = HTCondorBackendOptions
 
-        schedd: str = ""
-        grid_resource: str = ""
-        offerings: Mapping[str, OfferingOptions] = Field(min_length=1)
-        submit: Mapping[str, str] = Field(default_factory=dict)
-        spool_dir: Path | None = None
-        reader: str = ""
-        reader_group: str = ""
-        keep_logs_s: float = Field(default=3600.0, ge=0)
-        force_after_s: float = Field(default=1800.0, ge=60)
-
-        _checked = field_validator("submit")(_submit_commands)
-
-        @field_validator("grid_resource")
-        @classmethod
-        def _one_line(cls, value: str) -> str:
-            if not value.isprintable() or "$" in value:
-                raise ValueError("one line without $")
-            return value.strip()
-
-        @model_validator(mode="after")
-        def _one_reader(self) -> HTCondorBackend.Options:
-            if self.reader and self.reader_group:
-                raise ValueError("give reader or reader_group, not both")
-            return self
-
-    def __init__(self, name: str, options: Options, context: Context) -> None:
+    def __init__(self, name: str, options: HTCondorBackendOptions, context: Context) -> None:
         self.name = name
         self._options = options
         self._factory = context.factory
@@ -298,7 +301,8 @@ class HTCondorBackend:
         """All jobs of this factory and backend. Raises CallError."""
         jobs = self._jobs("", _PROJECTION)
         listed = [read_job(job, self._remote_id(job)) for job in jobs if isinstance(job.get("ApfElasticId"), str)]
-        self._spool.prune([entry.id for entry in listed], self._options.keep_logs_s)
+        # The files of what is just being created belong to nothing that is listed.
+        self._spool.prune([entry.id for entry in listed], max(self._options.keep_logs_s, 3 * self._options.timeout_s))
         return listed
 
     def _jobs(self, constraint: str, projection: Sequence[str]) -> Sequence[Mapping[str, Any]]:
@@ -369,7 +373,7 @@ class HTCondorBackend:
 # --------------------------------------------------------------------------------------------- descriptions
 
 
-def describe(options: HTCondorBackend.Options, factory: str, backend: str, offering: str, script: Path) -> str:
+def describe(options: HTCondorBackendOptions, factory: str, backend: str, offering: str, script: Path) -> str:
     """The submit description of one offering; what differs from job to job is ``$(apf_...)``."""
     it = options.offerings[offering]
     lines = {
@@ -437,7 +441,10 @@ def _periodic_remove(it: OfferingOptions, grid: bool) -> str:
 
 def read_job(job: Mapping[str, Any], remote_id: str) -> Listed:
     """One entry of the list. A state that HTCondor does not have is pending, and its number is the reason."""
-    word, status = _STATES.get(job.get("JobStatus"), (f"JobStatus {job.get('JobStatus')}", Status.PENDING))  # type: ignore[arg-type]
+    number = job.get("JobStatus")
+    word, status = f"JobStatus {number}", Status.PENDING
+    if isinstance(number, int) and number in _STATES:
+        word, status = _STATES[number]
     at_ce = job.get("GridJobStatus")
     if status is Status.PENDING and isinstance(at_ce, str) and at_ce.upper() == "RUNNING":
         status = Status.RUNNING
@@ -496,5 +503,3 @@ def _held(lock: Path, timeout_s: float) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
-
-

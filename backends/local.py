@@ -108,7 +108,8 @@ def _carriable(environment: Mapping[str, str]) -> Mapping[str, str]:
 
 
 class LocalOffering(BaseModel):
-    """One kind of local resource. `walltime_s` is enforced: SIGTERM then, SIGKILL after the stop grace."""
+    """One kind of local resource. `walltime_s` is enforced: SIGTERM then, SIGKILL after the stop grace.
+    `start_s` is how long one usually takes to join."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -119,6 +120,7 @@ class LocalOffering(BaseModel):
     walltime_s: int | None = Field(None, ge=1)
     price_per_hour: float = Field(0.0, ge=0)
     limit: int | None = Field(None, ge=0)
+    start_s: float = Field(5.0, ge=0)
 
 
 class LocalOptions(BaseModel):
@@ -175,7 +177,7 @@ class LocalBackend:
                 shape=Shape(it.cores, it.memory_mb, it.disk_mb, it.gpus, it.walltime_s, os.uname().machine),
                 price_per_hour=it.price_per_hour,
                 limit=it.limit,
-                start_s=1.0,
+                start_s=it.start_s,
             )
             for name, it in configured.items()
         ]

@@ -32,12 +32,14 @@ ATTRIBUTES = ["RequestCpus", "RequestMemory", "RequestDisk", "RequestGPUs", "Job
 
 def main() -> None:
     """Start the pool, fill it, measure all ways, print the table."""
-    jobs = int(sys.argv[1]) if len(sys.argv) > 1 else JOBS
+    jobs = next((int(word) for word in sys.argv[1:] if word.isdigit()), JOBS)
     console = Console()
     with queue_of(jobs) as where:
         rows = {name: _measured(name, where) for name in WAYS}
     least = next(iter(rows.values()))
-    table = Table("way", "time", "ratio", "memory", "ratio", "answer", title=f"{jobs} idle jobs of {len(SHAPES)} shapes")
+    table = Table(
+        "way", "time", "ratio", "memory", "ratio", "answer", title=f"{jobs} idle jobs of {len(SHAPES)} shapes"
+    )
     for name, row in rows.items():
         ratios = [f"{row[what] / least[what]:.1f} x" for what in ("seconds", "mb")]
         answer = f"{row['rows']} rows, {row['jobs']} jobs"
@@ -80,9 +82,9 @@ def _measured(way: str, where: dict[str, str]) -> dict[str, Any]:
 
 def _grouped(where: dict[str, str]) -> Callable[[], tuple[int, int]]:
     from apf_elastic.contracts import Context, Selection
-    from apf_elastic.sources.htcondor import HTCondorSource
+    from apf_elastic.sources.htcondor import HTCondorSource, HTCondorSourceOptions
 
-    options = HTCondorSource.Options(
+    options = HTCondorSourceOptions(
         collector=where["collector"],
         schedds=(where["schedd"],),
         config=Path(where["config"]),

@@ -115,7 +115,7 @@ read_settings() {
 
     as_user=()
     if ((EUID == 0)); then
-        [ "$(id -u "$GLIDEIN_USER" 2>/dev/null || echo 0)" != 0 ] || bad GLIDEIN_USER "must be a user that is there and not root"
+        [ "$(id -u "$GLIDEIN_USER" 2>/dev/null || echo 0)" != 0 ] || bad GLIDEIN_USER "must be a known user, and not root"
         as_user=(setpriv --reuid "$GLIDEIN_USER" --regid "$(id -g "$GLIDEIN_USER")" --clear-groups --)
     fi
 }
@@ -473,13 +473,26 @@ END
 
 # ---------------------------------------------------------------------------------------------------- life
 
+# condor_master is the child of a subshell that says on a pipe when it ends: reading from that, with a time limit, is a
+# sleep that costs no process and ends at once. (wait -n would be the obvious way; in bash 5.2 it now and then hangs.)
 start_condor() {
     as_condor=("${as_user[@]}" env "CONDOR_CONFIG=$work/condor_config" "HOME=$work/tmp" "TMPDIR=$work/tmp")
     chmod 644 "$work/condor_config"
-    (cd "$work/tmp" && exec setsid "${as_condor[@]}" "$release/sbin/condor_master" -f) \
-        > "$work/log/master.out" 2>&1 < /dev/null {life}>&- &
-    master=$!
+    mkfifo "$work/news"
+    exec {news}<> "$work/news"
+    keep_condor {life}>&- &
+    read -r -t 60 -u "$news" master || leave "$CONDOR_FAILED" "condor_master could not be started"
     echo "$master" >&"$life"
+}
+
+keep_condor() {
+    trap - EXIT
+    trap : TERM INT QUIT HUP USR1 USR2 XCPU # they are for start.sh
+    cd "$work/tmp" || exit
+    setsid "${as_condor[@]}" "$release/sbin/condor_master" -f > "$work/log/master.out" 2>&1 < /dev/null {news}>&- &
+    echo $! >&"$news"
+    outlast $!
+    echo $? >&"$news"
 }
 
 # Asks the collector; sets answer. Through a file: a command substitution would hold back the traps.
@@ -628,18 +641,13 @@ count_job() {
     esac
 }
 
-# Sleeps until something is due, a child ends, or a signal comes.
+# Sleeps until something is due or condor_master has ended; signals are handled meanwhile.
 nap() {
     local until=$((NOW + TICK_S)) at
     for at in "$look_at" "$lease_at" "$retire_at" "$end_at" "$kill_at"; do
         ((at > NOW && at < until)) && until=$at
     done
-    sleep $((until - NOW)) {life}>&- {lock}>&- &
-    napping=$!
-    wait -n
-    kill "$napping" 2>/dev/null
-    wait "$napping" 2>/dev/null
-    napping=''
+    read -r -t $((until - NOW)) -u "$news" ended || [ -d "/proc/$master" ] || read -r -t 5 -u "$news" ended || ended=unknown
 }
 
 # ---------------------------------------------------------------------------------------------------- main
@@ -661,7 +669,7 @@ plan_life() {
 }
 
 supervise() {
-    while kill -0 "$master" 2>/dev/null; do
+    while [ -z "$ended" ]; do
         look_at_clock
         look_for_slot
         look_at_lease
@@ -670,8 +678,6 @@ supervise() {
         look_at_startd
         nap
     done
-    outlast "$master"
-    condor_status=$?
     look_at_jobs
 }
 
@@ -684,10 +690,10 @@ explain() {
         [ -n "$joined" ] || code=$NOT_JOINED why="could not join the pool"
     elif grep -qs 'exiting after completion of draining' "$work/log/StartLog"; then
         why="drained by an administrator of the pool"
-    elif ((condor_status == 0 || condor_status == 99)) && grep -qs 'STATUS \(0\|99\)$' "$work/log/StartLog"; then
+    elif [[ $ended =~ ^(0|99)$ ]] && grep -qs 'STATUS \(0\|99\)$' "$work/log/StartLog"; then
         why="sent away by an administrator of the pool"
     else
-        code=$CONDOR_FAILED why="HTCondor failed, condor_master with status $condor_status"
+        code=$CONDOR_FAILED why="HTCondor failed, condor_master with status $ended"
     fi
 }
 
@@ -705,7 +711,7 @@ show_logs() {
 
 main() {
     work='' master='' life='' undertaker='' napping='' holding='' code=$STOPPED why=''
-    joined='' retiring='' startd='' look_at=0 lease_at=0 kill_at=0 lease_serial=-1 lease_state=''
+    joined='' retiring='' startd='' ended='' look_at=0 lease_at=0 kill_at=0 lease_serial=-1 lease_state=''
     history='' unfinished='' jobs=0 failed_jobs=0 quick_failures=0 job_end=failed job_took=0
     look_at_clock
     began=$NOW

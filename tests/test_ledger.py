@@ -437,6 +437,8 @@ def test_one_ledger_cannot_serve_a_factory_of_another_name(path: Path) -> None:
     with Ledger.open(path, "old") as ledger:
         ledger.record([moved(intention(), State.GONE, NOW)])
     Ledger.open(path, "new").close()
+    with Ledger.read(path) as reader:
+        assert reader.factory == "new"
 
 
 def test_files_are_for_their_owner_only(path: Path) -> None:
@@ -462,6 +464,14 @@ def test_a_url_names_a_ledger_too(tmp_path: Path) -> None:
         Ledger.open("mysql://host/ledger", "f")
     with pytest.raises(LedgerError, match="name a file"):
         Ledger.open("sqlite://", "f")
+    with pytest.raises(LedgerError, match="not of the form"):
+        Ledger.open("://", "f")
+
+
+def test_a_password_in_a_url_is_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "psycopg", None)  # as if it were not installed
+    with pytest.raises(LedgerError, match=r"postgresql\+psycopg://me:\*\*\*@host/db: needs a driver"):
+        Ledger.open("postgresql://me:password@host/db", "f")
 
 
 # --------------------------------------------------------------------------------------------------------- faults
@@ -540,6 +550,28 @@ def test_a_file_that_was_deleted_under_the_service_is_told(ledger: Ledger, path:
     with pytest.raises(LedgerError, match="deleted or replaced while the service ran"):
         ledger.intend([intention("new")])
     assert list(ledger.resources()) == ["f.q.1"]
+
+
+def test_the_log_of_a_removed_ledger_does_not_spoil_a_new_one(path: Path, tmp_path: Path) -> None:
+    with Ledger.open(path, "f") as ledger:
+        ledger.intend(intentions(500))
+        shutil.copytree(path.parent, tmp_path / "crashed")
+    crashed = tmp_path / "crashed" / path.name
+    crashed.unlink()
+    for _ in range(2):
+        with Ledger.open(crashed, "f") as ledger:
+            assert ledger.resources() == {}
+            ledger.intend([intention()])
+            ledger.record([moved(intention(), State.GONE, NOW)])
+            ledger.prune(NOW + 1)
+
+
+def test_two_services_cannot_write_even_if_the_lock_was_removed(ledger: Ledger, path: Path) -> None:
+    path.with_name("ledger.sqlite.lock").unlink()
+    with Ledger.open(path, "f") as second:
+        second.intend([intention("second")])
+        with pytest.raises(LedgerError, match="was removed while the service ran"):
+            ledger.intend([intention("first")])
 
 
 def torn(path: Path) -> None:

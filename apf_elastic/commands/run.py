@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any
@@ -29,11 +30,12 @@ class _OneLine(logging.Formatter):
         return clean(super().format(record)).replace("\n", "\n    ")
 
 
-def start_log(verbose: bool) -> None:
+def start_log(config: Config, verbose: bool) -> None:
     """Log to stderr; systemd or the caller says where that goes."""
+    level = logging.DEBUG if verbose else logging.getLevelNamesMapping()[config.factory.log.upper()]
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_OneLine("%(asctime)s %(levelname)-7s %(message)s", datefmt="%Y-%m-%dT%H:%M:%S%z"))
-    logging.basicConfig(level=logging.DEBUG if verbose else logging.INFO, handlers=[handler])
+    logging.basicConfig(level=level, handlers=[handler])
     logging.getLogger("sqlalchemy").setLevel(logging.WARNING)
 
 
@@ -48,7 +50,7 @@ def hold_ledger(config: Config) -> Ledger:
 def run(config: ConfigFile = None, verbose: Verbose = False) -> None:
     """The service. SIGTERM finishes the cycle and leaves resources running; SIGHUP reloads the configuration."""
     loaded = configuration(config)
-    start_log(verbose)
+    start_log(loaded, verbose)
     ledger = hold_ledger(loaded)
     try:
         service = Service(loaded, ledger, lambda: load(config))
@@ -63,7 +65,7 @@ def run(config: ConfigFile = None, verbose: Verbose = False) -> None:
 def once(config: ConfigFile = None, json: Json = False, verbose: Verbose = False) -> None:
     """One cycle: observe, decide, act, and say what was done."""
     loaded = configuration(config)
-    start_log(verbose)
+    start_log(loaded, verbose)
     ledger = hold_ledger(loaded)
     try:
         cycle = make_cycle(loaded, ledger)
@@ -94,14 +96,14 @@ def plan(config: ConfigFile = None, json: Json = False) -> None:
 
 def dry_ledger(config: Config, scratch: Path) -> Ledger:
     """A copy of the ledger, so that a plan sees what the service knows and changes nothing."""
+    path = scratch / "ledger.sqlite"
     try:
-        ledger = Ledger.open(scratch / "ledger.sqlite", config.factory.name)
-        if Path(config.factory.ledger).exists():
+        if config.factory.ledger.exists():
             with Ledger.read(config.factory.ledger) as current:
-                ledger.record(current.resources().values())
+                current.copy(path, since=time.time() - 3600.0)
+        return Ledger.open(path, config.factory.name)
     except LedgerError as error:
         raise fail(str(error)) from None
-    return ledger
 
 
 def show(cycle: Cycle, json: bool, done: str) -> None:

@@ -88,7 +88,7 @@ def _step(text: str, place: int, kind: str, word: str, want: bool, opened: list[
         return _closed(text, place, word, want, opened)
     if word == "=" and not any(bracket == "[" for bracket, _ in opened):
         raise _error(text, place, "'=' assigns: compare with '==' or '=?='")
-    if want and word not in _PREFIX and not (word == "." and kind == "operator"):
+    if want and word not in _PREFIX and word not in (".", ":"):  # .absolute, and `a ? : b`
         raise _error(text, place, f"a value is missing before {word!r}")
     return True
 

@@ -84,27 +84,28 @@ class CondorLink:
         Raises NoAnswer when it was sent and no answer came within `timeout_s`, else CallError: not done.
         """
         about = about or str(self.endpoint)
+        deadline = time.monotonic() + timeout_s
         if not self._turn.acquire(timeout=timeout_s):
             raise CallError(f"{about}: the call before this one is still waiting after {timeout_s:g} s")
         try:
-            answer = self._exchange(op, arguments, timeout_s, about)
+            answer = self._exchange(op, arguments, timeout_s, deadline, about)
         finally:
             self._turn.release()
         if "error" in answer:
             raise CallError(explain(about, self.endpoint.token_dir, answer["error"], answer.get("log", "")))
         return answer["result"]
 
-    def _exchange(self, op: str, arguments: Mapping[str, object], timeout_s: float, about: str) -> Any:
+    def _exchange(self, op: str, arguments: Mapping[str, object], timeout_s: float, deadline: float, about: str) -> Any:
         if self._helper is None:
             self._helper = _Helper(self.endpoint)
         request = {
             "op": op,
             "collector": self.endpoint.collector,
-            "timeout_s": timeout_s,
+            "timeout_s": deadline - time.monotonic(),
             "arguments": arguments,
         }
         try:
-            return self._helper.exchange(json.dumps(request).encode(), time.monotonic() + timeout_s)
+            return self._helper.exchange(json.dumps(request).encode(), deadline)
         except TimeoutError:
             self._end()
             raise NoAnswer(f"no answer from {about} within {timeout_s:g} s") from None

@@ -25,6 +25,7 @@ class Htcondor:
     def __init__(self, htcondor: Any, classad: Any, collector: str) -> None:
         self.htcondor, self.classad = htcondor, classad
         self._collector = collector
+        self._schedd_type = getattr(htcondor, "DaemonType", None) or htcondor.DaemonTypes
         self.errors: tuple[type[Exception], ...] = (
             getattr(htcondor, "HTCondorException", RuntimeError),
             getattr(classad, "ClassAdException", ValueError),
@@ -46,13 +47,13 @@ class Htcondor:
         if name.startswith("<"):
             return self.htcondor.Schedd(self._ad_for(name))
         if name:
-            found = self.collector.locate(self.htcondor.DaemonType.Schedd, name)
+            found = self.collector.locate(self._schedd_type.Schedd, name)
             if found is None:
                 raise Failure(f"collector {self._collector} knows no schedd {name}: is it running?")
             return self.htcondor.Schedd(found)
         if not self._collector:
             return self.htcondor.Schedd()
-        ads = list(self.collector.locateAll(self.htcondor.DaemonType.Schedd))
+        ads = list(self.collector.locateAll(self._schedd_type.Schedd))
         if len(ads) != 1:
             names = ", ".join(sorted(str(ad.get("Name")) for ad in ads)) or "none"
             raise Failure(f"collector {self._collector} has {len(ads)} schedds ({names}): name the one to use")
@@ -86,6 +87,8 @@ class Htcondor:
             return None if value is self.classad.Value.Undefined else {"error": " ".join(text().split())[:200]}
         if isinstance(value, bool | str) or type(value) in (int, float):
             return value
+        if isinstance(value, self.classad.ExprTree):  # an item of a list
+            return self._plain(value.eval(), text)
         if isinstance(value, list | tuple):
             return [self._plain(item, text) for item in value]
         return {"error": " ".join(text().split())[:200]}
@@ -93,16 +96,29 @@ class Htcondor:
 
 def load(collector: str) -> Htcondor:
     """Raises Failure when the bindings are not installed."""
-    for htcondor, classad in (("htcondor2", "classad2"), ("htcondor", "classad")):
-        try:
-            found = importlib.import_module(htcondor), importlib.import_module(classad)
-        except ImportError:
-            continue
-        # Without their log, the bindings' exceptions do not tell a dead collector from a refused token.
-        found[0].param["TOOL_DEBUG"] = "D_ERROR"
-        found[0].enable_debug()
-        return Htcondor(*found, collector)
-    raise Failure("HTCondor's Python bindings are not installed: pip install 'apf-elastic[htcondor]'")
+    found = _bindings("htcondor2", "classad2")
+    if found is None or _major(found[0]) < 25:
+        # The second generation of 24 cannot submit a list of jobs.
+        found = _bindings("htcondor", "classad") or found
+    if found is None:
+        raise Failure("HTCondor's Python bindings are not installed: pip install 'apf-elastic[htcondor]'")
+    # Without their log, the bindings' exceptions do not tell a dead collector from a refused token.
+    found[0].param["TOOL_DEBUG"] = "D_ERROR"
+    found[0].enable_debug()
+    return Htcondor(*found, collector)
+
+
+def _bindings(*names: str) -> list[Any] | None:
+    try:
+        return [importlib.import_module(name) for name in names]
+    except ImportError:
+        return None
+
+
+def _major(htcondor: Any) -> int:
+    """25 of ``$CondorVersion: 25.14.1 2026-09-24 ...``."""
+    words = str(htcondor.version()).split()
+    return int(words[1].split(".")[0]) if len(words) > 1 and words[1][:1].isdigit() else 0
 
 
 # ------------------------------------------------------------------------------------------------ expressions
@@ -181,11 +197,10 @@ def _unresolved(ad: Any, attributes: Iterable[str], asked: set[str]) -> set[str]
 def _count(
     rows: dict[str, dict[str, Plain]], ad: Any, values: dict[str, Plain], status: Plain, chosen: int | None
 ) -> None:
+    status = status if isinstance(status, int) else None
     key = repr((chosen, status, values))
     first = _job_id(str(ad.get("JobIds", "")))
-    row = rows.setdefault(
-        key, {"values": values, "status": status, "chosen": chosen, "count": 0, "first": first}
-    )
+    row = rows.setdefault(key, {"values": values, "status": status, "chosen": chosen, "count": 0, "first": first})
     row["count"] += int(ad.get("JobCount", 0))
     row["first"] = min(row["first"], first)
 
@@ -251,9 +266,7 @@ def history(
     return [pool.plain(ad) for ad in pool.schedd(schedd).history(constraint, list(projection), match=limit)]
 
 
-def submit(
-    pool: Htcondor, schedd: str, description: str, items: Sequence[Mapping[str, str]]
-) -> dict[str, Plain]:
+def submit(pool: Htcondor, schedd: str, description: str, items: Sequence[Mapping[str, str]]) -> dict[str, Plain]:
     """One cluster with one job per item, in one transaction; an item's values are macros of the description.
 
     An error does not say whether the transaction was committed: look for the jobs. The schedd serves one client at a

@@ -90,6 +90,7 @@ class Spool:
             if closed:
                 who = reader or reader_group
                 raise ValueError(f"{closed[0]}: {who} may not enter it: set spool_dir to a directory that is open")
+        self._missing: dict[str, float] = {}
         self._scripts = self._root / ".scripts"
         self._scripts.mkdir(exist_ok=True)
         self._scripts.chmod(0o755)
@@ -150,16 +151,16 @@ class Spool:
         shutil.rmtree(self.directory(id_), ignore_errors=True)
 
     def prune(self, living: Iterable[str], keep_s: float) -> None:
-        """Remove what belongs to none of `living` and has not been touched for `keep_s`."""
-        kept, before = set(living), time.time() - keep_s
+        """Remove what has belonged to none of `living` for `keep_s`."""
+        now, kept = time.time(), set(living)
+        missing: dict[str, float] = {}
         for entry in os.scandir(self._root):
             if entry.name in kept or entry.name.startswith(".") or not entry.is_dir(follow_symlinks=False):
                 continue
-            try:
-                if entry.stat(follow_symlinks=False).st_mtime < before:
-                    shutil.rmtree(entry.path, ignore_errors=True)
-            except FileNotFoundError:
-                continue
+            missing[entry.name] = self._missing.get(entry.name, now)
+            if missing[entry.name] <= now - keep_s:
+                shutil.rmtree(entry.path, ignore_errors=True)
+        self._missing = missing
 
 
 def _ids(reader: str, group: str) -> tuple[int | None, int | None]:

@@ -24,6 +24,9 @@ from apf_elastic.config.tables import read_table, recommended, spellings
 from apf_elastic.contracts import Selection
 from apf_elastic.settings import BackendSettings, QueueSettings, Settings
 
+#: How often an endpoint is asked unless it says otherwise: a new job is to be answered within 5 s.
+EVERY_S = {"source": 3.0, "pool": 5.0, "backend": 5.0}
+
 NAME_HOW = "use 1 to 60 letters, digits, dots, underscores and hyphens"
 
 
@@ -160,7 +163,8 @@ def _plugin(
     options: BaseModel | None = read_table(cls.Options, rest, key, report, set(recommended(model).values()))
     if common is None or options is None:
         return common, None
-    return common, PluginSpec(name, kind, wanted, cls, options, common.every, common.timeout)
+    every_s = EVERY_S[kind] if common.every is None else common.every
+    return common, PluginSpec(name, kind, wanted, cls, options, every_s, common.timeout)
 
 
 def _queues(tree: Mapping[str, Any], report: Report) -> list[tuple[str, Queue]]:

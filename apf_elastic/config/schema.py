@@ -67,7 +67,10 @@ class PluginTable(Table):
     """What every source, pool and backend understands; the rest of its table belongs to the plugin."""
 
     type: str = Field(description="which plugin", examples=["htcondor"])
-    every: Duration = Field(10.0, gt=0, description="how often it is asked")
+    every: Duration | None = Field(
+        None, gt=0, description="how often it is asked; absent: 3 s for a source, 5 s for a pool or a backend (where"
+        " nothing is on its way or leaving, three times as long)"
+    )
     timeout: Duration = Field(30.0, gt=0, description="how long one answer may take; later it is none")
 
 

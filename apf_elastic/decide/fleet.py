@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from itertools import chain
@@ -256,12 +256,12 @@ def lots(fleet: Fleet, walltimes: Sequence[int], now: float) -> list[Lot]:
     return found
 
 
-def draining_lots(fleet: Fleet, walltimes: Sequence[int], now: float) -> list[Lot]:
-    """What we drain, and could take back."""
+def draining_lots(fleet: Fleet, walltimes: Sequence[int], now: float, pools: Collection[str]) -> list[Lot]:
+    """What we drain, and could take back: it joined a pool that is known."""
     rooms = _Rooms(walltimes, now)
     found: list[Lot] = []
     for kind in fleet.kinds:
-        ours = [resource for resource in kind.draining if resource.reason != DRAINED_BY_OTHERS]
+        ours = [r for r in kind.draining if r.pool in pools and r.reason != DRAINED_BY_OTHERS]
         found += rooms.lots(kind, Stage.DRAINING, ours)
     return found
 

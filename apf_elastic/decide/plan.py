@@ -42,7 +42,7 @@ def decide(world: World, settings: Settings) -> Plan:
     promised = 0
     for case in sorted(cases, key=_turn):
         caps.add_queue(case.queue, case.fleet)
-        promised += _consider(case, caps, there - case.fleet.pending - case.fleet.started + promised)
+        promised += _consider(case, caps, pools, there - case.fleet.pending - case.fleet.started + promised)
     allocate((case.want for case in cases if case.want is not None), caps)
     cases.sort(key=lambda case: case.queue.name)
     creates = [create for case in cases for create in _creates(case, caps)]
@@ -128,7 +128,7 @@ def _unknown_backends(queue: QueueSettings, world: World, settings: Settings) ->
 # ---------------------------------------------------------------------------------------------------- what is wanted
 
 
-def _consider(case: Case, caps: Caps, other: int) -> int:
+def _consider(case: Case, caps: Caps, pools: set[str], other: int) -> int:
     """Pack the jobs, ask the chain, and note what is wanted. Returns how many resources that may add at most."""
     if case.hold:
         return 0
@@ -139,7 +139,7 @@ def _consider(case: Case, caps: Caps, other: int) -> int:
     bins = [bins_of_lot(lot) for lot in case.lots]
     pack(case.needs, bins)
     close_lots(bins)
-    back = draining_lots(case.fleet, walltimes, caps.now) if case.fleet.draining else []
+    back = draining_lots(case.fleet, walltimes, caps.now, pools) if case.fleet.draining else []
     back = [lot for lot in back if lot.kind.backend in caps.offerings]
     if case.queue.chain and not case.fits_itself:
         return _consider_chain(case, caps, offered, back, other)
@@ -225,7 +225,9 @@ def _asked(n: int, needs: Sequence[Need], offered: Sequence[Offering]) -> list[N
 def _consider_fit_chain(case: Case, caps: Caps, other: int) -> int:
     assert case.want is not None
     deficit = bid(case.want, Endless(caps)).total
-    n = _ask(case, other, deficit)
+    n = _ask(case, other, deficit + len(case.taken_back))
+    case.taken_back = case.taken_back[: max(0, n)]
+    n -= len(case.taken_back)
     if n <= 0:
         case.want = None
         return len(case.taken_back)
@@ -333,7 +335,7 @@ def _fit_step(case: Case, accounts: Sequence[Account]) -> StepResult:
 def _chain_account(case: Case, caps: Caps) -> Account:
     assert case.outcome is not None
     n = max(0, case.outcome.n)
-    covered = 0 if case.fits_itself else len(case.taken_back)
+    covered = len(case.taken_back)
     granted = sum(case.want.creates.values()) if case.want else 0
     withheld: dict[str, int] = {}
     missing = n - covered - granted

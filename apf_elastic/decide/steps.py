@@ -200,11 +200,11 @@ def _built_in(options: type[BaseModel] = NoOptions) -> Callable[[Function], Func
 
 
 def _capped(n: int, limit: int, words: str) -> Number:
-    return (limit, f"{n} capped to {limit}: {words}") if n > limit else (n, f"{n} is within {words}")
+    return (limit, f"{n} capped to {limit}: {words}") if n > limit else (n, f"{n} passes: {words}")
 
 
 def _raised(n: int, floor: int, words: str) -> Number:
-    return (floor, f"{n} raised to {floor}: {words}") if n < floor else (n, f"{n} is not below {words}")
+    return (floor, f"{n} raised to {floor}: {words}") if n < floor else (n, f"{n} passes: {words}")
 
 
 @_built_in(ReadyOptions)

@@ -174,6 +174,8 @@ class Store:
 
     def _create(self) -> None:
         """Made beside its place and moved there whole, so nobody ever opens half of one."""
+        if os.path.exists(f"{self.path}-wal") and not os.path.exists(self.path):
+            raise StoreError(f"work queue {self.path} was removed, and its log was not: remove {self.path}-wal too")
         new = f"{self.path}.{os.getpid()}.new"
         try:
             os.makedirs(os.path.dirname(self.path), mode=0o700, exist_ok=True)

@@ -17,9 +17,9 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
-from pydantic import Field, field_validator
+from pydantic import BaseModel, Field, field_validator
 
 from apf_elastic.condor.classads import both, check_expression, equals
 from apf_elastic.condor.link import CondorLink
@@ -56,67 +56,73 @@ _LEAVING_STATES = frozenset({"Drained", "Draining"})
 _LEAVING_ACTIVITIES = frozenset({"Retiring", "Vacating"})
 
 
+class HTCondorPoolOptions(CondorOptions):
+    """
+    collector: ``host:port``, as glideins reach it too.
+    bin_dir: where condor_drain and condor_token_create are; default: PATH.
+    signing_key: the name of the pool's key, with which tokens are signed.
+    password_dir: the directory with that key, 0700, the key 0600, both of the service's user; default: what the
+        configuration says.
+    trust_domain: the issuer to write into tokens; default: what the configuration says.
+    domain: what follows the @ in identities: the pool's UID_DOMAIN.
+    identity: of a resource's token, before the @. The pool's ALLOW_ADVERTISE_STARTD and _MASTER must allow it.
+    verify_identity: ignore ads of a glidein that logged in with another one's token. Switch it off when the
+        collector maps identities.
+    token_lifetime_s: how long a resource may wait to start; its life is added (`walltime_s`, else a week).
+    idle_s, lease_s, job_limit_s, hold_s, update_s, start, network, overcommit: see glidein/README.md.
+    node_condor: HTCondor's directory on the node; default: found on its PATH.
+    checks: an executable of ours, sent along, that tests the node.
+    glidein_config: a file of ours, sent along: HTCondor configuration that has the last word.
+    """
+
+    bin_dir: Path | None = None
+    signing_key: str = Field(default="POOL", pattern=r"^[A-Za-z0-9._-]+$")
+    password_dir: Path | None = None
+    trust_domain: str = ""
+    domain: str = Field(pattern=r"^[A-Za-z0-9.-]+$")
+    identity: str = Field(default="glidein-{id}", pattern=r"^([A-Za-z0-9._-]|\{id\})+$")
+    verify_identity: bool = True
+    token_lifetime_s: int = Field(default=2 * 86400, ge=60)
+    idle_s: int = Field(default=300, ge=0)
+    lease_s: int = Field(default=3600, ge=60)
+    job_limit_s: int = Field(default=86400, ge=0)
+    hold_s: int = Field(default=1200, ge=0)
+    update_s: int = Field(default=120, ge=1)
+    node_condor: str = ""
+    network: str = ""
+    start: str = "True"
+    checks: Path | None = None
+    glidein_config: Path | None = None
+    overcommit: bool = False
+
+    @field_validator("collector")
+    @classmethod
+    def _given(cls, value: str) -> str:
+        if not value:
+            raise ValueError("say where the collector is: glideins must be told")
+        return value
+
+    @field_validator("start")
+    @classmethod
+    def _a_start_expression(cls, value: str) -> str:
+        if not value.isprintable() or "$" in value or "\\" in value:
+            raise ValueError("one line without $ and backslash")
+        return check_expression(value)
+
+    @field_validator("checks", "glidein_config")
+    @classmethod
+    def _a_file(cls, value: Path | None) -> Path | None:
+        if value is not None and not value.is_file():
+            raise ValueError(f"{value} is not a file")
+        return value
+
+
 class HTCondorPool:
     """Asks the collector, drains with condor_drain, makes each resource a token of its own."""
 
-    class Options(CondorOptions):
-        """
-        collector: ``host:port``, as glideins reach it too.
-        bin_dir: where condor_drain and condor_token_create are; default: PATH.
-        signing_key, password_dir: the pool's key (its name) and the directory it is in, 0700 and ours; default:
-            what the configuration says. trust_domain: the issuer to write; default: what the configuration says.
-        domain: what follows the @ in identities: the pool's UID_DOMAIN.
-        identity: of a resource's token, before the @. The pool's ALLOW_ADVERTISE_STARTD and _MASTER must allow it.
-        verify_identity: ignore ads of a glidein that logged in with another one's token. Switch it off when the
-            collector maps identities.
-        token_lifetime_s: how long a resource may wait to start; its life is added (`walltime_s`, else a week).
-        idle_s, lease_s, job_limit_s, hold_s, update_s, start, network, overcommit: see glidein/README.md.
-        node_condor: HTCondor's directory on the node; default: found on its PATH.
-        checks, glidein_config: files of ours, sent along: an executable that tests the node, configuration text.
-        """
+    Options: ClassVar[type[BaseModel]] = HTCondorPoolOptions
 
-        bin_dir: Path | None = None
-        signing_key: str = Field(default="POOL", pattern=r"^[A-Za-z0-9._-]+$")
-        password_dir: Path | None = None
-        trust_domain: str = ""
-        domain: str = Field(pattern=r"^[A-Za-z0-9.-]+$")
-        identity: str = Field(default="glidein-{id}", pattern=r"^([A-Za-z0-9._-]|\{id\})+$")
-        verify_identity: bool = True
-        token_lifetime_s: int = Field(default=2 * 86400, ge=60)
-        idle_s: int = Field(default=300, ge=0)
-        lease_s: int = Field(default=3600, ge=60)
-        job_limit_s: int = Field(default=86400, ge=0)
-        hold_s: int = Field(default=1200, ge=0)
-        update_s: int = Field(default=120, ge=1)
-        node_condor: str = ""
-        network: str = ""
-        start: str = "True"
-        checks: Path | None = None
-        glidein_config: Path | None = None
-        overcommit: bool = False
-
-        @field_validator("collector")
-        @classmethod
-        def _given(cls, value: str) -> str:
-            if not value:
-                raise ValueError("say where the collector is: glideins must be told")
-            return value
-
-        @field_validator("start")
-        @classmethod
-        def _a_start_expression(cls, value: str) -> str:
-            if not value.isprintable() or "$" in value or "\\" in value:
-                raise ValueError("one line without $ and backslash")
-            return check_expression(value)
-
-        @field_validator("checks", "glidein_config")
-        @classmethod
-        def _a_file(cls, value: Path | None) -> Path | None:
-            if value is not None and not value.is_file():
-                raise ValueError(f"{value} is not a file")
-            return value
-
-    def __init__(self, name: str, options: Options, context: Context) -> None:
+    def __init__(self, name: str, options: HTCondorPoolOptions, context: Context) -> None:
         self.name = name
         self.lease_s = float(options.lease_s)
         self._options = options
@@ -140,6 +146,7 @@ class HTCondorPool:
         alive = [glidein for glidein in seen if glidein.age_s <= forgotten]
         self._check_collector_has_all(set(self._startds) - {glidein.id for glidein in alive})
         self._startds = {glidein.id: glidein.startd for glidein in alive}
+        self._idle_since = {id_: since for id_, since in self._idle_since.items() if id_ in self._startds}
         stale_s = STALE_UPDATES * self._options.update_s
         return [glidein.slot(self._steady_idle_since(glidein, now), stale_s) for glidein in alive]
 
@@ -415,11 +422,7 @@ def _is_claimed(ad: Mapping[str, Any]) -> bool:
 
 
 def _is_leaving(ad: Mapping[str, Any]) -> bool:
-    return (
-        ad.get("Draining") is True
-        or ad.get("State") in _LEAVING_STATES
-        or ad.get("Activity") in _LEAVING_ACTIVITIES
-    )
+    return ad.get("Draining") is True or ad.get("State") in _LEAVING_STATES or ad.get("Activity") in _LEAVING_ACTIVITIES
 
 
 def _unclaimed_for(ad: Mapping[str, Any]) -> float:

@@ -8,10 +8,10 @@ about that query shape this file:
   the jobs say. Everything that the constraint and the queues' selections mention is therefore grouped by.
 * Requests may be expressions. An expression is grouped by its text, so what it refers to must be grouped by as well.
 
-Counted are jobs of the vanilla universe (containers included) and of the parallel universe, except pilots of ours:
-those that carry a factory's mark. Waiting is JobStatus 1, running 2, 6 (transferring output) and 7 (suspended),
-held 5. How long a job has waited is the time since its submission (QDate), by the schedd's own clock: time spent
-held or running before counts too.
+Counted are jobs of the vanilla universe (containers included) and of the parallel universe. Not counted are pilots of
+ours, that is jobs with a factory's mark, and what late materialisation has not yet put into the queue. Waiting is
+JobStatus 1, running 2, 6 (transferring output) and 7 (suspended), held 5. How long a job has waited is the time since
+its submission (QDate), by the schedd's own clock: time spent held or running before counts too.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
@@ -32,8 +32,7 @@ from apf_elastic.model import Demand, JobGroup, Shape
 
 WAITING, RUNNING, HELD = frozenset({1}), frozenset({2, 6, 7}), frozenset({5})
 _COUNTED = (
-    "(JobUniverse == 5 || JobUniverse == 11) && JobStatus != 3 && JobStatus != 4"
-    " && ApfElasticFactory =?= undefined"
+    "(JobUniverse == 5 || JobUniverse == 11) && JobStatus != 3 && JobStatus != 4 && ApfElasticFactory =?= undefined"
 )
 _ROUNDS = 3  # an expression that refers to an expression that ... is followed so far
 _CONFIRMATIONS = 3  # so many lists in a row must agree that a schedd has gone
@@ -73,34 +72,37 @@ class DefaultShape(BaseModel):
     arch: str = ""
 
 
+class HTCondorSourceOptions(CondorOptions):
+    """
+    schedds: names or addresses (``<host:port?sock=...>``); empty: the local one, or the only one of
+        `collector`; ``*``: all of `collector`.
+    constraint: a ClassAd expression; only jobs for which it is true are counted. It should use attributes
+        that many jobs share.
+    shape: expressions for what a job needs.
+    default_shape: what is taken where they are undefined.
+    timeout_s: for one schedd; the whole answer may take three times as long.
+    max_groups: a schedd that answers with more groups is asked again more coarsely.
+    """
+
+    schedds: tuple[str, ...] = ()
+    constraint: str = ""
+    shape: ShapeExpressions = ShapeExpressions()
+    default_shape: DefaultShape = DefaultShape()
+    max_groups: int = Field(default=20_000, ge=100)
+
+    @field_validator("constraint")
+    @classmethod
+    def _an_expression(cls, value: str) -> str:
+        return check_expression(value) if value.strip() else ""
+
+
 class HTCondorSource:
     """Counts the jobs of HTCondor schedds. See the module's head for what is counted."""
 
-    class Options(CondorOptions):
-        """
-        schedds: names or addresses (``<host:port?sock=...>``); empty: the local one, or the only one of
-            `collector`; ``*``: all of `collector`.
-        constraint: a ClassAd expression; only jobs for which it is true are counted. It should use attributes
-            that many jobs share.
-        shape: expressions for what a job needs.
-        default_shape: what is taken where they are undefined.
-        timeout_s: for one schedd; the whole answer may take three times as long.
-        max_groups: a schedd that answers with more groups is asked again more coarsely.
-        """
-
-        schedds: tuple[str, ...] = ()
-        constraint: str = ""
-        shape: ShapeExpressions = ShapeExpressions()
-        default_shape: DefaultShape = DefaultShape()
-        max_groups: int = Field(default=20_000, ge=100)
-
-        @field_validator("constraint")
-        @classmethod
-        def _an_expression(cls, value: str) -> str:
-            return check_expression(value) if value.strip() else ""
+    Options: ClassVar[type[BaseModel]] = HTCondorSourceOptions
 
     def __init__(
-        self, name: str, options: Options, context: Context, queues: Mapping[str, Selection]
+        self, name: str, options: HTCondorSourceOptions, context: Context, queues: Mapping[str, Selection]
     ) -> None:
         self.name = name
         self.unclaimed = 0
@@ -131,8 +133,7 @@ class HTCondorSource:
         """One sentence about every schedd. Raises CallError."""
         deadline = time.monotonic() + 3 * self._options.timeout_s
         return "; ".join(
-            ping_schedd(self._link, schedd, self._time_for(schedd, deadline))
-            for schedd in self._schedds(deadline)
+            ping_schedd(self._link, schedd, self._time_for(schedd, deadline)) for schedd in self._schedds(deadline)
         )
 
     def close(self) -> None:
@@ -186,9 +187,7 @@ class HTCondorSource:
                 "limit": self._options.max_groups,
             }
             timeout = self._time_for(schedd, deadline)
-            answer: dict[str, Any] = self._link.call(
-                "groups", arguments, timeout, schedd_label(self._link, schedd)
-            )
+            answer: dict[str, Any] = self._link.call("groups", arguments, timeout, schedd_label(self._link, schedd))
             if answer["full"] and not extra:
                 self._question.coarsen(answer["distinct"], schedd_label(self._link, schedd))
             elif not self._question.learn(answer["missing"]):
@@ -211,9 +210,7 @@ class HTCondorSource:
             tally.notes.update(dict.fromkeys(self._question.notes(), 0))
         return unclaimed
 
-    def _count_patient(
-        self, schedd: str, threshold: float, tallies: Mapping[str, _Tally], deadline: float
-    ) -> None:
+    def _count_patient(self, schedd: str, threshold: float, tallies: Mapping[str, _Tally], deadline: float) -> None:
         """Count the jobs that have waited at least `threshold` seconds; QDate makes a group of every submission."""
         patient = f"JobStatus == 1 && time() - QDate >= {threshold!r}"
         answer = self._ask(schedd, deadline, patient, ("QDate",))

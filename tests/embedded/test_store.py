@@ -73,7 +73,7 @@ def test_tasks_wait_run_and_end(store: Store, clock: Clock) -> None:
     (first,) = store.claim("w", 1, 4000)
     assert store.counts() == {"waiting": 1, "running": 1, "done": 0, "failed": 0}
     clock.now += 2
-    assert store.finish("w", [(first, 0)]) == 1
+    assert [store.finish("w", [(first, 0)]), store.finish("w", [(first, 1)])] == [1, 0]
     (second,) = store.claim("w", 1, 4000)
     store.finish("w", [(second, 3)])
     assert (first.seconds, first.command, second.command) == (1.5, (), ("true",))
@@ -196,7 +196,7 @@ def test_many_processes_and_threads_claim_every_task_once(store: Store, tmp_path
     for n in range(4):
         join(store, f"t{n}")
         threads.append(threading.Thread(target=_claim_all, args=(tmp_path, f"t{n}", start, answers)))
-    workers = [*processes, *threads]
+    workers: list[Any] = [*processes, *threads]
     for worker in workers:
         worker.start()
     start.set()
@@ -388,6 +388,13 @@ def test_a_work_queue_that_is_not_there_is_an_error(tmp_path: Path) -> None:
 def test_a_damaged_work_queue_is_an_error(tmp_path: Path, content: bytes) -> None:
     (tmp_path / store_module.FILE).write_bytes(content)
     with pytest.raises(StoreError, match=r"damaged|not a database"):
+        Store(tmp_path, create=True)
+
+
+def test_the_log_of_a_removed_work_queue_does_not_spoil_a_new_one(store: Store, tmp_path: Path) -> None:
+    store.submit([Task()])
+    (tmp_path / store_module.FILE).unlink()
+    with pytest.raises(StoreError, match=r"remove .*-wal too"):
         Store(tmp_path, create=True)
 
 

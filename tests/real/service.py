@@ -42,7 +42,7 @@ class ServiceProcess:
         return self._process
 
     def command(self, *arguments: str) -> list[str]:
-        return [sys.executable, "-m", "cli_tmp", *arguments, "--config", str(self.config)]
+        return [sys.executable, "-m", "apf_elastic.cli", *arguments, "--config", str(self.config)]
 
     def ask(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run another command on the same configuration."""

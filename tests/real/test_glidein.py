@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import pwd
 import shutil
@@ -185,7 +186,7 @@ def test_a_glidein_joins_with_a_token_that_can_only_join_and_publishes_who_it_is
     who = ["ApfElasticId", "ApfElasticFactory", "ApfElasticQueue", "ApfElasticBackend", "ApfElasticOffering"]
     words = [glidein.id, f"factory-{glidein.id}", "queue", "local", "small"]
     for kind in ((), ("-master",)):
-        eventually(lambda kind=kind: glidein.ads(kind=kind), 20, glidein.log)
+        eventually(functools.partial(glidein.ads, kind=kind), 20, glidein.log)
         assert glidein.ads(*who, kind=kind)[0].split() == words
         (ends,) = glidein.ads("ApfElasticEnds", kind=kind)
         assert 4900 < int(ends) - time.time() <= 5000

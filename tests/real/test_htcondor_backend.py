@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from apf_elastic.backends.htcondor import HTCondorBackend
+from apf_elastic.backends.htcondor import HTCondorBackend, HTCondorBackendOptions
 from apf_elastic.contracts import (
     CallError,
     Context,
@@ -67,7 +67,7 @@ class Kit:
         self.script.write_text(SLEEP)
         self.grid_resource = grid_resource
 
-    def options(self, **changes: object) -> HTCondorBackend.Options:
+    def options(self, **changes: object) -> HTCondorBackendOptions:
         given = {
             "collector": self.pool.collector,
             "schedd": self.pool.schedd_name,
@@ -79,7 +79,7 @@ class Kit:
             "reader": NOBODY,
             "timeout_s": 20,
         }
-        return HTCondorBackend.Options.model_validate(given | changes)
+        return HTCondorBackendOptions.model_validate(given | changes)
 
     def make(self, factory: str = "ours", **changes: object) -> HTCondorBackend:
         return HTCondorBackend("ce", self.options(**changes), Context(factory, self.base / "state" / factory))

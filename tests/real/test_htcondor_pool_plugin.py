@@ -15,7 +15,7 @@ import pytest
 
 from apf_elastic.contracts import CallError, Context
 from apf_elastic.model import Resource, Shape, Slot, State
-from apf_elastic.pools.htcondor import HTCondorPool
+from apf_elastic.pools.htcondor import HTCondorPool, HTCondorPoolOptions
 from apf_elastic.testing.htcondor_pool import DOMAIN, PoolError, PrivatePool
 
 pytestmark = pytest.mark.real
@@ -46,7 +46,7 @@ class Site:
             "idle_s": 120,
         }
         return HTCondorPool(
-            "home", HTCondorPool.Options.model_validate(given | changes), Context(self.factory, self._base)
+            "home", HTCondorPoolOptions.model_validate(given | changes), Context(self.factory, self._base)
         )
 
     def start(self, plugin: HTCondorPool, resource: Resource) -> subprocess.Popen[bytes]:
@@ -78,13 +78,13 @@ class Site:
         self.pool.tool("condor_submit", "-terse", "-", identity="user", text_input=text)
 
 
-def resource(id_: str, **shape: int) -> Resource:
+def resource(id_: str, walltime_s: int | None = None) -> Resource:
     return Resource(
         id=id_,
         queue="analysis",
         backend="here",
         offering="small",
-        shape=Shape(**{"cores": 2, "memory_mb": 512, "disk_mb": 100, **shape}),
+        shape=Shape(2, 512, 100, walltime_s=walltime_s),
         state=State.INTENDED,
         created_at=0.0,
         changed_at=0.0,

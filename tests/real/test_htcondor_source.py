@@ -11,7 +11,7 @@ import pytest
 
 from apf_elastic.contracts import CallError, Context, Selection
 from apf_elastic.model import Demand, JobGroup, Shape
-from apf_elastic.sources.htcondor import HTCondorSource
+from apf_elastic.sources.htcondor import HTCondorSource, HTCondorSourceOptions
 from apf_elastic.testing.htcondor_install import Installation
 from apf_elastic.testing.htcondor_pool import PrivatePool
 
@@ -51,7 +51,7 @@ def make(pool: PrivatePool, tmp_path: Path) -> Iterator[Make]:
             "token_dir": pool.token_dir("apf"),
             "timeout_s": 15,
         }
-        options = HTCondorSource.Options.model_validate(given | options)  # type: ignore[assignment]
+        options = HTCondorSourceOptions.model_validate(given | options)  # type: ignore[assignment]
         made.append(HTCondorSource("jobs", options, Context("f", tmp_path), selections or {"all": Selection()}))  # type: ignore[arg-type]
         return made[-1]
 
@@ -219,7 +219,7 @@ class TestSeveralSchedds:
             source.demand()
 
     def test_one_that_the_collector_does_not_know_makes_all_unknown(self, queue: PrivatePool, make: Make) -> None:
-        with pytest.raises(CallError, match="knows no schedd other@apf.test"):
+        with pytest.raises(CallError, match=r"knows no schedd other@apf\.test"):
             make(schedds=[queue.schedd_name, "other@apf.test"]).demand()
 
     def test_one_that_hangs_costs_its_timeout_and_no_more(self, queue: PrivatePool, make: Make) -> None:
