@@ -129,7 +129,7 @@ def bytes_per_resource(count: int = 10_000) -> float:
 def main() -> None:
     """Print the table."""
     table = Table(title=f"decide: {QUEUES} queues, {JOBS} waiting jobs in {len(SHAPES)} shapes")
-    for name in ("resources", "CPU s", "per resource, of the first row", "creates", "retirements"):
+    for name in ("resources", "CPU s", "share of linear growth", "creates", "retirements"):
         table.add_column(name, justify="right")
     first = 0.0
     for count in (10_000, 30_000, 100_000):

@@ -480,18 +480,22 @@ start_condor() {
     chmod 644 "$work/condor_config"
     mkfifo "$work/news"
     exec {news}<> "$work/news"
-    keep_condor {life}>&- &
+    keep_condor &
     read -r -t 60 -u "$news" master || leave "$CONDOR_FAILED" "condor_master could not be started"
     echo "$master" >&"$life"
 }
 
 keep_condor() {
+    exec {life}>&-
     trap - EXIT
     trap : TERM INT QUIT HUP USR1 USR2 XCPU # they are for start.sh
-    cd "$work/tmp" || exit
-    setsid "${as_condor[@]}" "$release/sbin/condor_master" -f > "$work/log/master.out" 2>&1 < /dev/null {news}>&- &
-    echo $! >&"$news"
-    outlast $!
+    # In the foreground: bash lets background commands ignore SIGINT and SIGQUIT, and jobs would inherit that.
+    (
+        cd "$work/tmp" || exit
+        echo "$BASHPID" >&"$news"
+        exec {news}>&-
+        exec setsid "${as_condor[@]}" "$release/sbin/condor_master" -f > "$work/log/master.out" 2>&1 < /dev/null
+    )
     echo $? >&"$news"
 }
 

@@ -105,7 +105,7 @@ def load(collector: str) -> Htcondor:
     # Without their log, the bindings' exceptions do not tell a dead collector from a refused token.
     found[0].param["TOOL_DEBUG"] = "D_ERROR"
     found[0].enable_debug()
-    return Htcondor(*found, collector)
+    return Htcondor(found[0], found[1], collector)
 
 
 def _bindings(*names: str) -> list[Any] | None:

@@ -101,6 +101,15 @@ class Bins:
         """How many such jobs one of them can take."""
         return _holds(need, self.cores, self.memory_mb, self.disk_mb, self.gpus, self.lifetime_s, self.arch)
 
+    def rest(self, need: Need, jobs: int) -> float:
+        """What `jobs` such jobs leave of one of them, in the sizes of such a job, over all dimensions it asks for."""
+        rest = self.cores / need.cores - jobs
+        if need.memory_mb:
+            rest += self.memory_mb / need.memory_mb - jobs
+        if need.disk_mb:
+            rest += self.disk_mb / need.disk_mb - jobs
+        return rest
+
     def filled(self, need: Need, jobs: int, count: int) -> Bins:
         """`count` of them after `jobs` such jobs were packed on each."""
         return Bins(
@@ -168,15 +177,16 @@ def pack(needs: Sequence[Need], bins: list[Bins]) -> list[int]:
 
 
 def _tightest(need: Need, bins: Sequence[Bins]) -> list[tuple[Bins, int]]:
+    """The bins that hold a need, with how many jobs each: those first in which the jobs leave least."""
     fitting = [(one, jobs) for one in bins if one.count and (jobs := one.holds(need))]
     if len(fitting) > 1:
         fitting.sort(
             key=lambda item: (
                 item[0].stage,
                 item[0].gpus - need.gpus,
+                item[0].rest(need, item[1]),
                 item[0].cores,
                 item[0].memory_mb,
-                item[0].disk_mb,
                 item[0].lifetime_s,
             )
         )

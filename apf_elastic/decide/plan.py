@@ -326,9 +326,9 @@ def _fit_step(case: Case, accounts: Sequence[Account]) -> StepResult:
     covered = sum(account.covered for account in accounts)
     granted = sum(account.granted for account in accounts)
     made = sum(case.want.creates.values())
-    words = f"{waiting} jobs wait: {covered} have a place, {granted} get one on {made} new resources"
+    words = f"{waiting} waiting: {covered} have a place, {granted} get one on {made} new {_resources(made)}"
     if waiting - covered - granted:
-        words += f", {waiting - covered - granted} are withheld"
+        words += f", {waiting - covered - granted} withheld"
     return StepResult("Fit", made, words)
 
 
@@ -365,7 +365,7 @@ def _notes(case: Case, caps: Caps) -> tuple[str, ...]:
         )
     unseen = sum(len(kind.unseen) for kind in case.fleet.kinds)
     if unseen:
-        notes.append(f"{unseen} {_resources(unseen)} joined, but their pool shows no slot that takes jobs")
+        notes.append(f"{unseen} joined {_resources(unseen)}: the pool shows no slot there that takes jobs")
     for use in case.queue.backends:
         if use.backend not in caps.offerings:
             unknown = caps.unknown.get(use.backend, "not asked yet")

@@ -399,7 +399,7 @@ def step(name: str) -> Step:
         return _BUILT_IN[name]
     if name in _others():
         return _load(name)
-    raise PolicyError(f"there is no step {name!r}; {near(name, step_names())}")
+    raise PolicyError(f"there is no step {shown(name)}; {near(name, step_names())}")
 
 
 @cache
@@ -414,7 +414,7 @@ def _load(name: str) -> Step:
 def near(word: str, known: list[str]) -> str:
     """What was probably meant."""
     folded = {name.lower(): name for name in known}
-    close = [folded[match] for match in difflib.get_close_matches(word.lower(), folded, n=2, cutoff=0.6)]
+    close = [folded[match] for match in difflib.get_close_matches(word[:100].lower(), folded, n=2, cutoff=0.6)]
     if close:
         return "did you mean " + " or ".join(close) + "?"
     return "known are: " + ", ".join(known)

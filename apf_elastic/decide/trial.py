@@ -6,8 +6,9 @@ The input is what a person writes as JSON::
      "config": {"sched.ready.offset": 4, "sched.scale.factor": 0.5},
      "state": {"ready": 100, "pending": 10, "running": 8, "retiring": 0, "status": "online", "other": 0}}
 
-A count that is missing is 0, a missing status is online. ``"wms": "none"`` or ``"batch": "none"`` in the state means
-that the source or the backend is unknown: the chain holds.
+A count that is missing is 0, a missing status is online. ``submitted``, ``recent_started``, ``recent_short`` and
+``deficit`` may be given too, see `View`. ``"wms": "none"`` or ``"batch": "none"``, in the state or beside it, means that
+the source or the backend is unknown: the chain holds.
 """
 
 from __future__ import annotations
@@ -49,6 +50,21 @@ def try_policy(chain: Sequence[str], config: Mapping[str, Any], state: Mapping[s
     view, hold = _state(state)
     steps = chains.held(names, hold) if hold else chains.run(links, view).steps
     return TrialResult(steps[-1].n if steps else 0, tuple((one.name, one.n, one.reason) for one in steps))
+
+
+def try_document(document: object) -> TrialResult:
+    """The same for a whole JSON document: chain, config and state, with wms or batch in the state or beside it."""
+    if not isinstance(document, Mapping):
+        raise PolicyError('write an object such as {"chain": ["Ready"], "config": {}, "state": {"ready": 100}}')
+    known = ["chain", "config", "state", *_UNKNOWN]
+    for key in document:
+        if key not in known:
+            raise PolicyError(f"there is no key {shown(key)}; {near(str(key), known)}")
+    state = document.get("state", {})
+    beside = {key: document[key] for key in _UNKNOWN if key in document}
+    if isinstance(state, Mapping):
+        state = {**state, **beside}
+    return try_policy(document.get("chain", []), document.get("config", {}), state)
 
 
 def option_key(name: str, option: str) -> str:

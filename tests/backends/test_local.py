@@ -181,6 +181,7 @@ def ran(path: Path) -> Counter[str]:
     return Counter(path.read_text().split()) if path.exists() else Counter()
 
 
+@pytest.mark.slow
 def test_a_creator_killed_at_any_step_makes_at_most_one(kit: LocalKit) -> None:
     backend = kit.make()
     record = kit.base / "ran"
@@ -194,6 +195,7 @@ def test_a_creator_killed_at_any_step_makes_at_most_one(kit: LocalKit) -> None:
     assert set(ran(record).values()) == {1}
 
 
+@pytest.mark.slow
 def test_a_creator_killed_at_any_step_leaves_nothing_unlisted(kit: LocalKit) -> None:
     backend = kit.make()
     record = kit.base / "ran"

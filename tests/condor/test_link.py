@@ -64,20 +64,19 @@ def test_a_deadline_that_passes_in_mid_call_is_no_answer(silent: str) -> None:
 
 
 def test_the_helper_dies_with_its_parent_also_in_a_call_that_hangs(silent: str) -> None:
-    root = str(Path(__file__).resolve().parents[2])
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     command = [sys.executable, "-c", IN_A_HANGING_CALL, silent]
-    service = subprocess.Popen(command, stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": root})
-    assert service.stdout is not None
-    helper = os.pidfd_open(int(service.stdout.readline()))
-    try:
-        _await_connection(silent)
-        os.kill(service.pid, signal.SIGKILL)
-        service.wait()
-        ended, _, _ = select.select([helper], [], [], 2)
-        assert ended, "the helper lives on"
-    finally:
-        os.close(helper)
-        service.stdout.close()
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) as service:
+        assert service.stdout is not None
+        helper = os.pidfd_open(int(service.stdout.readline()))
+        try:
+            _await_connection(silent)
+            service.kill()
+            ended, _, _ = select.select([helper], [], [], 2)
+            assert ended, "the helper lives on"
+        finally:
+            os.close(helper)
+            service.kill()
 
 
 def _await_connection(address: str) -> None:

@@ -65,7 +65,7 @@ def test_what_takes_no_job_does_not_count(state: State) -> None:
 def test_a_resource_that_its_pool_does_not_show_does_not_count_and_is_noted() -> None:
     made = plan(world([jobs(1)], [resource(1, State.READY, slot=None)]))
     assert total(made) == 1
-    assert decision(made).notes == ("1 resource joined, but their pool shows no slot that takes jobs",)
+    assert decision(made).notes == ("1 joined resource: the pool shows no slot there that takes jobs",)
 
 
 # ---------------------------------------------------------------- idle capacity that no waiting job can use (DEF-1)
@@ -233,4 +233,4 @@ def test_the_default_policy_says_what_it_found() -> None:
     made = plan(world([jobs(5), jobs(1, 16)], some(2)))
     (step,) = decision(made).steps
     assert (step.name, step.n) == ("Fit", 3)
-    assert step.reason == "6 jobs wait: 2 have a place, 3 get one on 3 new resources, 1 are withheld"
+    assert step.reason == "6 waiting: 2 have a place, 3 get one on 3 new resources, 1 withheld"

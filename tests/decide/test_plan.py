@@ -464,7 +464,7 @@ def test_the_order_of_what_is_given_does_not_matter(case: tuple[World, Settings]
     names = list(configured.queues)
     luck.shuffle(names)
     again = decide(
-        replace(it, resources=iter(shuffled), backends=dict(reversed(it.backends.items()))),
+        replace(it, resources=iter(shuffled), backends={name: it.backends[name] for name in reversed(BACKENDS)}),
         replace(configured, queues={name: configured.queues[name] for name in names}),
     )
     assert again == decide(it, configured) == decide(it, configured)
@@ -533,3 +533,48 @@ def test_the_inputs_are_left_as_they_were() -> None:
 def test_an_unknown_reason_is_never_empty() -> None:
     it = replace(world([]), demand={"q": Unknown("", NOW)})
     assert decision(plan(it)).hold == "the demand is unknown: no answer"
+
+
+def carried_out(it: World, configured: Settings, made: Plan) -> World:
+    """The world a moment later: what was created is intended, what was retired leaves."""
+    verbs = {retire.id: retire.verb for retire in made.retirements}
+    states = {Verb.CANCEL: State.REMOVING, Verb.DRAIN: State.DRAINING, Verb.UNDRAIN: State.READY}
+    there = [replace(r, state=states[verbs[r.id]]) if r.id in verbs else r for r in it.resources]
+    new = [
+        Resource(
+            f"new-{create.queue}-{at}-{turn}",
+            create.queue,
+            create.backend,
+            create.offering.name,
+            create.offering.shape,
+            State.INTENDED,
+            NOW,
+            NOW,
+            pool=configured.queues[create.queue].pool,
+        )
+        for at, create in enumerate(made.creates)
+        for turn in range(create.count)
+    ]
+    return replace(it, resources=[*there, *new])
+
+
+@given(cases())
+def test_what_was_granted_is_covered_in_the_next_cycle(case: tuple[World, Settings]) -> None:
+    it, configured = case
+    made = decide(it, configured)
+    again = decide(carried_out(it, configured, made), configured)
+    for before, after in zip(made.decisions, again.decisions, strict=True):
+        if not configured.queues[before.queue].chain and not before.hold:
+            for one, two in zip(before.accounts, after.accounts, strict=True):
+                assert two.covered >= one.covered + one.granted, (one, two)
+
+
+@given(cases())
+def test_a_chain_does_not_ask_again_for_what_it_gave_back(case: tuple[World, Settings]) -> None:
+    it, configured = case
+    made = decide(it, configured)
+    again = decide(carried_out(it, configured, made), configured)
+    for one in made.decisions:
+        chain = [step.name for step in configured.queues[one.queue].chain]
+        if chain and "MaxPerFactory" not in chain and not one.hold and one.steps[-1].n <= 0:
+            assert total(again, queue=one.queue) == 0

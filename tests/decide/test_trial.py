@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from apf_elastic.decide import PolicyError, try_policy
+from apf_elastic.decide import PolicyError, try_document, try_policy
 
 
 def numbers(chain: str, config: dict[str, Any], **state: Any) -> list[int]:
@@ -142,3 +142,27 @@ def test_wrong_input_is_told_with_the_cure(text: str, words: str) -> None:
 
 def test_whole_floats_are_counts() -> None:
     assert numbers("Ready", {}, ready=5.0) == [5]
+
+
+@pytest.mark.parametrize("place", ["beside", "in"])
+def test_a_whole_document_may_say_what_is_unknown_beside_the_state_or_in_it(place: str) -> None:
+    document: dict[str, Any] = {"chain": ["Ready"], "config": {}, "state": {"ready": 9}}
+    assert try_document(document).result == 9
+    (document if place == "beside" else document["state"])["wms"] = "none"
+    assert try_document(document).steps == (("Ready", 0, "holds: the demand is unknown"),)
+
+
+@pytest.mark.parametrize(
+    ("document", "words"),
+    [
+        ([], "write an object such as"),
+        ({}, "chain: it is empty"),
+        ({"chian": ["Ready"]}, "there is no key 'chian'; did you mean chain"),
+        ({"chain": ["Ready"], "state": 4}, "state: write an object of counts"),
+        ({"chain": ["Ready"], "batch": True}, "state, batch: true means nothing"),
+    ],
+)
+def test_a_wrong_document_is_told_with_the_cure(document: Any, words: str) -> None:
+    with pytest.raises(PolicyError) as caught:
+        try_document(document)
+    assert words in str(caught.value)

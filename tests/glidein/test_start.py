@@ -26,6 +26,7 @@ FAKE_MASTER = """\
 trap 'echo TERM >> "$FAKE/signals"; [ -e "$FAKE/stubborn" ] || exit 0' TERM
 trap 'echo QUIT >> "$FAKE/signals"; exit 0' QUIT
 cp "$CONDOR_CONFIG" "$FAKE/config"
+grep SigIgn /proc/$$/status > "$FAKE/ignored"
 tr '\\0' '\\n' < /proc/$$/environ > "$FAKE/environment"
 stat -c '%a %n' ../tokens.d ../tokens.d/token > "$FAKE/modes"
 [ ! -e "$FAKE/startd.pid" ] || cp "$FAKE/startd.pid" ../run/
@@ -478,6 +479,11 @@ def test_condor_master_has_a_session_of_its_own_and_its_end_is_seen_at_once(node
     assert time.monotonic() - before < 3
     assert "left: no job for 600 s; jobs run: 0, failed: 0; exit code 0" in node.log()
     assert node.directories() == []
+
+
+def test_htcondor_and_its_jobs_ignore_no_signal(node: Node) -> None:
+    node.started()
+    assert int(node.heard("ignored").split()[1], 16) == 0
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root changes the user")

@@ -245,6 +245,21 @@ class TestTrouble:
             assert all(isinstance(answer, Uncertain) for answer in answers)
             backend.close()
 
+    def test_what_a_frozen_schedd_was_asked_for_is_made_once(self, kit: Kit) -> None:
+        backend, requests = kit.make(timeout_s=1.5), [kit.request() for _ in range(20)]
+        living(backend)
+        with frozen_schedd(kit.pool):
+            answers = backend.create(requests)
+            assert all(isinstance(answer, Uncertain) for answer in answers)
+            with pytest.raises(CallError):
+                backend.list()
+        patient = kit.make()
+        assert all(isinstance(answer, Created) for answer in patient.create(requests))
+        assert living(patient).keys() == {request.id for request in requests}
+        patient.delete([Handle(request.id, None) for request in requests])
+        patient.close()
+        backend.close()
+
     def test_what_the_schedd_refuses_is_refused_with_its_reason(self, kit: Kit) -> None:
         offering = {"small": {"submit": {"request_memory": "no ( expression"}}}
         backend, request = kit.make(offerings=offering), kit.request()
@@ -305,6 +320,19 @@ def test_a_grid_job_goes_to_the_ce_with_our_mark_and_comes_back(
     assert backend.list() == []
     kit.wait_until(lambda: not ids & set(ce_pool.tool("condor_q", "-all", "-af", "ApfElasticId").stdout.split()), 60)
     backend.close()
+
+
+@contextmanager
+def frozen_schedd(pool: PrivatePool) -> Iterator[None]:
+    """The schedd takes connections and does nothing while the context lasts."""
+    pids = [pid for pid in pool.processes() if "condor_schedd" in Path(f"/proc/{pid}/cmdline").read_text()]
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
 
 
 def status(backend: HTCondorBackend, id_: str) -> Status | None:
