@@ -217,6 +217,7 @@ class Pool(Protocol):
     def Options(self) -> type[BaseModel]:
         """The pydantic model of its part of the configuration: an inner class."""
         ...
+
     lease_s: float
 
     def slots(self) -> Sequence[Slot]:

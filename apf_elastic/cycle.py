@@ -22,6 +22,7 @@ from apf_elastic.model import (
     Seen,
     State,
     Unknown,
+    Verb,
     World,
 )
 from apf_elastic.observe import Observer
@@ -32,6 +33,9 @@ from apf_elastic.workers import Answer
 
 log = logging.getLogger(__name__)
 
+#: Leases are renewed so often, or six times in a lease if that is more; a failed renewal is tried again after.
+LEASE_S = 60.0
+LEASE_RETRY_S = 10.0
 #: Asking pools and backends this much less often is enough where nothing is on its way or leaving.
 QUIET_STRETCH = 3.0
 #: The status snapshot is written when it says something new, else so often.
@@ -70,6 +74,7 @@ class Cycle:
         self.created_at: dict[str, dict[tuple[str, str], float]] = {}
         self.cycles = 0
         self.renewed_at: dict[str, float] = {}
+        self.lease_error: dict[str, str] = {}
         self.pruned_at = clock()
         self._due = 0.0
         self._snapshot: tuple[float, Any] = (0.0, None)
@@ -141,9 +146,7 @@ class Cycle:
             if answer.tag == "watch":
                 self.observer.answered(answer, self._stretch(answer.endpoint))
             elif answer.tag == "lease":
-                if answer.error:
-                    log.warning("%s: the lease was not renewed: %s", answer.endpoint, answer.error)
-                    self.renewed_at[answer.endpoint] = 0.0
+                self._leased(answer)
             else:
                 acted = True
                 try:
@@ -151,6 +154,22 @@ class Cycle:
                 except LedgerError as error:
                     self.trouble = str(error)
         return acted
+
+    def _leased(self, answer: Answer) -> None:
+        """A renewal that failed is tried again soon, and told once."""
+        if answer.error:
+            again = min(LEASE_RETRY_S, self._lease_period(answer.endpoint))
+            self.renewed_at[answer.endpoint] = self.clock() + again - self._lease_period(answer.endpoint)
+        if answer.error != self.lease_error.get(answer.endpoint, ""):
+            self.lease_error[answer.endpoint] = answer.error
+            if answer.error:
+                log.warning("%s: the lease was not renewed: %s", answer.endpoint, answer.error)
+            else:
+                log.info("%s: the lease is renewed again", answer.endpoint)
+
+    def _lease_period(self, key: str) -> float:
+        lease_s: float = self.observer.endpoints[key].plugin.lease_s
+        return min(LEASE_S, lease_s / 6)
 
     def _stretch(self, key: str) -> float:
         if key.startswith("source "):
@@ -162,10 +181,9 @@ class Cycle:
         for key, endpoint in self.observer.endpoints.items():
             if endpoint.kind != "pool":
                 continue
-            pool = endpoint.plugin
-            if now - self.renewed_at.get(key, 0.0) >= min(60.0, pool.lease_s / 6):
+            if now - self.renewed_at.get(key, 0.0) >= self._lease_period(key):
                 self.renewed_at[key] = now
-                endpoint.act.call("lease", pool.renew_lease, endpoint.timeout_s)
+                endpoint.act.call("lease", endpoint.plugin.renew_lease, endpoint.timeout_s)
 
     # ----------------------------------------------------------------------------------------------- reconcile
 
@@ -257,6 +275,8 @@ class Cycle:
         resources = self.ledger.resources()
         for retire in self.plan.retirements:
             resource = resources[retire.id]
+            if retire.verb is Verb.UNDRAIN:
+                continue  # gives capacity back: creating more right after it is no flapping
             self.retired_at.setdefault(resource.queue, {})[resource.backend, resource.offering] = now
         for create in self.plan.creates:
             self.created_at.setdefault(create.queue, {})[create.backend, create.offering.name] = now

@@ -10,10 +10,9 @@ from typing import Any, NamedTuple
 from apf_elastic.model import Shape
 
 # HTCondor's execute nodes round requests up themselves before they carve a slot: memory to 128 MB, disk to 1 MB
-# (MODIFY_REQUEST_EXPR_REQUESTMEMORY, _REQUESTDISK in its manual). We round disk more coarsely, so that jobs whose
-# requests follow the size of their input do not each become a group of their own.
+# (MODIFY_REQUEST_EXPR_REQUESTMEMORY, _REQUESTDISK in its manual).
 MEMORY_STEP_MB = 128
-DISK_STEP_MB = 1024
+DISK_STEP_MB = 1
 WALLTIME_STEP_S = 60
 
 

@@ -68,8 +68,10 @@ class PluginTable(Table):
 
     type: str = Field(description="which plugin", examples=["htcondor"])
     every: Duration | None = Field(
-        None, gt=0, description="how often it is asked; absent: 3 s for a source, 5 s for a pool or a backend (where"
-        " nothing is on its way or leaving, three times as long)"
+        None,
+        gt=0,
+        description="how often it is asked; absent: 3 s for a source, 5 s for a pool or a backend (where"
+        " nothing is on its way or leaving, three times as long)",
     )
     timeout: Duration = Field(30.0, gt=0, description="how long one answer may take; later it is none")
 

@@ -489,7 +489,17 @@ def why_not(one: Want, place: int, caps: Caps) -> str:
     for text, scope in obstacles:
         if scope in (("queue", one.queue.name), FACTORY):
             return text
-    return "; ".join(dict.fromkeys([*(text for text, _ in obstacles), *one.unknown]))
+    return "; ".join(dict.fromkeys([*(text for text, _ in obstacles), *_too_small(one, place), *one.unknown]))
+
+
+def _too_small(one: Want, place: int) -> list[str]:
+    """The backends of which no offering fits, while one of another backend does."""
+    fitting = {offer.backend for offer in one.offers if offer.holds[place]}
+    others = dict.fromkeys(offer.backend for offer in one.offers if offer.backend not in fitting)
+    return [
+        f"for {backend} it {misfit(one.needs[place], [o.offering for o in one.offers if o.backend == backend])}"
+        for backend in others
+    ]
 
 
 def _obstacle(offer: Offer, caps: Caps) -> tuple[str, Scope]:

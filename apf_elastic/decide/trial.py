@@ -7,8 +7,8 @@ The input is what a person writes as JSON::
      "state": {"ready": 100, "pending": 10, "running": 8, "retiring": 0, "status": "online", "other": 0}}
 
 A count that is missing is 0, a missing status is online. ``submitted``, ``recent_started``, ``recent_short`` and
-``deficit`` may be given too, see `View`. ``"wms": "none"`` or ``"batch": "none"``, in the state or beside it, means that
-the source or the backend is unknown: the chain holds.
+``deficit`` may be given too, see `View`. ``"wms": "none"`` or ``"batch": "none"``, in the state or beside it, means
+that the source or the backend is unknown: the chain holds.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ DEFAULT = Shape(cores=1, memory_mb=2000, disk_mb=3000, gpus=0, walltime_s=None)
 
 def test_amounts_are_rounded_up_to_steps() -> None:
     shape, odd = shape_of({"cores": 3, "memory_mb": 129, "disk_mb": 1024.5, "gpus": 0.5, "walltime_s": 61}, DEFAULT)
-    assert shape == Shape(3, 256, 2048, 1, 120)
+    assert shape == Shape(3, 256, 1025, 1, 120)
     assert odd == []
 
 

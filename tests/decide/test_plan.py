@@ -9,7 +9,8 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given
+from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from apf_elastic.decide import decide
@@ -239,6 +240,9 @@ CHAINS: list[tuple[StepSettings, ...]] = [
     (StepSettings("Null"),),
 ]
 
+#: A loaded machine is no failure.
+patient = hypothesis_settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
 few = st.integers(0, 6)
 maybe = st.one_of(st.none(), few)
 limits = st.builds(Limits, maybe, maybe, maybe, maybe)
@@ -353,6 +357,7 @@ def fresh(observation: Any) -> bool:
     return isinstance(observation, Seen) and observation.asked_at >= NOW - 120
 
 
+@patient
 @given(cases())
 def test_every_account_balances(case: tuple[World, Settings]) -> None:
     made = decide(*case)
@@ -373,6 +378,7 @@ def _bounded(scope: Limits, before: list[Resource], new: int, recent: int) -> It
     yield scope.per_minute is None or recent + new <= scope.per_minute
 
 
+@patient
 @given(cases())
 def test_no_limit_is_ever_passed(case: tuple[World, Settings]) -> None:
     it, configured = case
@@ -402,6 +408,7 @@ def _check_health(it: World, made: Plan, name: str, mine: list[Resource], new: i
         assert limit is None or sum(r.offering == offering for r in mine) + count <= limit
 
 
+@patient
 @given(cases())
 def test_unknown_in_nothing_out(case: tuple[World, Settings]) -> None:
     it, configured = case
@@ -421,6 +428,7 @@ def test_unknown_in_nothing_out(case: tuple[World, Settings]) -> None:
         assert retire.verb is Verb.CANCEL or (gone.pool is not None and fresh(it.pools[gone.pool]))
 
 
+@patient
 @given(cases())
 def test_only_what_may_leave_leaves(case: tuple[World, Settings]) -> None:
     it, configured = case
@@ -443,6 +451,7 @@ def test_only_what_may_leave_leaves(case: tuple[World, Settings]) -> None:
         assert drains <= max(1, configured.queues[name].retirement.budget * joined)
 
 
+@patient
 @given(cases())
 def test_nothing_is_created_and_retired_at_once(case: tuple[World, Settings]) -> None:
     it, configured = case
@@ -456,6 +465,7 @@ def test_nothing_is_created_and_retired_at_once(case: tuple[World, Settings]) ->
     assert not left & {(one.queue, one.backend, one.offering.name) for one in made.creates}
 
 
+@patient
 @given(cases(), st.randoms(use_true_random=False))
 def test_the_order_of_what_is_given_does_not_matter(case: tuple[World, Settings], luck: random.Random) -> None:
     it, configured = case
@@ -478,6 +488,7 @@ def room_of(one: Resource) -> Any:
     return [bins_of_lot(lot) for lot in lots]
 
 
+@patient
 @given(cases())
 def test_nothing_is_retired_while_demand_that_fits_it_waits(case: tuple[World, Settings]) -> None:
     it, configured = case
@@ -493,6 +504,7 @@ def test_nothing_is_retired_while_demand_that_fits_it_waits(case: tuple[World, S
                 assert not any(bins.holds(need) for bins in room_of(gone) for need in unserved)
 
 
+@patient
 @given(cases())
 def test_max_per_factory_holds_in_total(case: tuple[World, Settings]) -> None:
     it, configured = case
@@ -504,6 +516,7 @@ def test_max_per_factory_holds_in_total(case: tuple[World, Settings]) -> None:
     assert not made.creates or there + back + total(made) <= 12
 
 
+@patient
 @given(cases())
 def test_jobs_that_have_not_waited_long_enough_do_not_burst(case: tuple[World, Settings]) -> None:
     it, configured = case
@@ -558,6 +571,7 @@ def carried_out(it: World, configured: Settings, made: Plan) -> World:
     return replace(it, resources=[*there, *new])
 
 
+@patient
 @given(cases())
 def test_what_was_granted_is_covered_in_the_next_cycle(case: tuple[World, Settings]) -> None:
     it, configured = case
@@ -569,6 +583,7 @@ def test_what_was_granted_is_covered_in_the_next_cycle(case: tuple[World, Settin
                 assert two.covered >= one.covered + one.granted, (one, two)
 
 
+@patient
 @given(cases())
 def test_a_chain_does_not_ask_again_for_what_it_gave_back(case: tuple[World, Settings]) -> None:
     it, configured = case
