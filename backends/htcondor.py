@@ -159,6 +159,7 @@ class HTCondorBackend:
         self._link = CondorLink(options.endpoint())
         context.state_dir.mkdir(parents=True, exist_ok=True)
         self._lock = context.state_dir / "submit.lock"
+        self._told: frozenset[str] = frozenset()
         self._spool = Spool(options.spool_dir or context.state_dir / "jobs", options.reader, options.reader_group)
 
     def offerings(self) -> Sequence[Offering]:
@@ -301,9 +302,17 @@ class HTCondorBackend:
         """All jobs of this factory and backend. Raises CallError."""
         jobs = self._jobs("", _PROJECTION)
         listed = [read_job(job, self._remote_id(job)) for job in jobs if isinstance(job.get("ApfElasticId"), str)]
+        self._dismiss(frozenset(entry.id for entry in listed if entry.native.startswith("COMPLETED")))
         # The files of what is just being created belong to nothing that is listed.
         self._spool.prune([entry.id for entry in listed], max(self._options.keep_logs_s, 3 * self._options.timeout_s))
         return listed
+
+    def _dismiss(self, completed: frozenset[str]) -> None:
+        """Let completed jobs leave the queue once an earlier list told their outcome."""
+        told = sorted(completed & self._told)
+        for start in range(0, len(told), PER_REMOVAL):
+            self._act("Remove", both(self._ours, "JobStatus == 4", _among(told[start : start + PER_REMOVAL])), "done")
+        self._told = completed
 
     def _jobs(self, constraint: str, projection: Sequence[str]) -> Sequence[Mapping[str, Any]]:
         asked = {

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,10 +22,12 @@ from apf_elastic.ledger import Ledger, LedgerError, Reader
 STOPPED_S = 40.0
 
 
-def open_ledger(config: Config) -> Reader:
-    """The ledger of a factory, for reading."""
+@contextmanager
+def reading(config: Config) -> Iterator[Reader]:
+    """The ledger of a factory, for reading. One that cannot be read, now or later, ends the command in words."""
     try:
-        return Ledger.read(Path(config.factory.ledger))
+        with Ledger.read(Path(config.factory.ledger)) as ledger:
+            yield ledger
     except LedgerError as error:
         raise fail(str(error)) from None
 
@@ -31,8 +35,8 @@ def open_ledger(config: Config) -> Reader:
 def status(config: ConfigFile = None, json: Json = False) -> None:
     """Queues, backends, pools: demand, resources by state, last observation and its age."""
     loaded = configuration(config)
-    ledger = open_ledger(loaded)
-    found = ledger.last_snapshot()
+    with reading(loaded) as ledger:
+        found = ledger.last_snapshot()
     if found is None:
         raise fail(f"{loaded.factory.ledger}: no service has written a status yet; start one with: apf-elastic run")
     at, values = found
@@ -101,8 +105,8 @@ def explain(
 ) -> None:
     """The account of the last decisions: wanted, granted, withheld and for what reason."""
     loaded = configuration(config)
-    ledger = open_ledger(loaded)
-    decisions = ledger.last_decisions(queue, last)
+    with reading(loaded) as ledger:
+        decisions = ledger.last_decisions(queue, last)
     if not decisions:
         known = ", ".join(loaded.settings.queues) or "none"
         hint = "no decision is recorded yet" if queue in loaded.settings.queues else f"known queues: {known}"

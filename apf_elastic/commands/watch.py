@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Annotated, Any
 
 import typer
@@ -15,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from apf_elastic.commands.options import ConfigFile, configuration
-from apf_elastic.commands.status import STOPPED_S, open_ledger
+from apf_elastic.commands.status import STOPPED_S, reading
 from apf_elastic.commands.words import STATES, age, clean, console, sentences
 from apf_elastic.ledger import Reader
 
@@ -39,14 +40,14 @@ def watch(
 ) -> None:
     """Watch a running service: demand, resources by state, the latest decisions. Ctrl-C ends the view only."""
     loaded = configuration(config)
-    ledger = open_ledger(loaded)
-    try:
-        with Live(console=console(), auto_refresh=False, screen=False) as live:
-            while True:
-                live.update(look(ledger), refresh=True)
-                time.sleep(every)
-    except KeyboardInterrupt:
-        pass
+    with (
+        suppress(KeyboardInterrupt),
+        reading(loaded) as ledger,
+        Live(console=console(), auto_refresh=False, screen=False) as live,
+    ):
+        while True:
+            live.update(look(ledger), refresh=True)
+            time.sleep(every)
 
 
 def look(ledger: Reader, above: RenderableType | None = None) -> RenderableType:

@@ -20,6 +20,8 @@ from apf_elastic.embedded import store as store_module
 from apf_elastic.embedded import worker as worker_module
 from apf_elastic.embedded.store import Store, Task, Worker
 
+pytestmark = pytest.mark.slow
+
 PATIENCE_S = 30.0
 
 

@@ -21,6 +21,8 @@ import pytest
 from apf_elastic import glidein
 from apf_elastic.glidein import BAD_SETTINGS, BROKEN_NODE, CONDOR_FAILED, DONE, NOT_JOINED, STOPPED
 
+pytestmark = pytest.mark.slow
+
 FAKE_MASTER = """\
 #!/bin/bash
 trap 'echo TERM >> "$FAKE/signals"; [ -e "$FAKE/stubborn" ] || exit 0' TERM
@@ -483,7 +485,8 @@ def test_condor_master_has_a_session_of_its_own_and_its_end_is_seen_at_once(node
 
 def test_htcondor_and_its_jobs_ignore_no_signal(node: Node) -> None:
     node.started()
-    assert int(node.heard("ignored").split()[1], 16) == 0
+    standard = (1 << 31) - 1  # what lies above are signals of the C library and of whoever started the tests
+    assert int(node.heard("ignored").split()[1], 16) & standard == 0
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root changes the user")

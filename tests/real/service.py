@@ -7,9 +7,12 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from apf_elastic.backends.local import LocalBackend, LocalOptions
+from apf_elastic.contracts import Context, Handle, Status
 from apf_elastic.ledger import Ledger, LedgerError
 from apf_elastic.model import Resource
 
@@ -62,6 +65,21 @@ class ServiceProcess:
         """Whatever happened: leave no service behind."""
         if self._process is not None and self._process.poll() is None:
             self.kill()
+
+    def remove_local(self, backend: str) -> None:
+        """Leave no process of a local backend behind, whatever became of the service."""
+        state = self.config.parent / "state" / f"backend.{backend}"
+        local = LocalBackend(backend, LocalOptions(stop_grace_s=0), Context(self.factory, state))
+        end = time.monotonic() + 20
+        while (alive := [e for e in local.list() if e.status is not Status.ENDED]) and time.monotonic() < end:
+            local.delete([Handle(entry.id, entry.remote_id) for entry in alive])
+            time.sleep(0.2)
+        local.close()
+
+    @property
+    def factory(self) -> str:
+        found: str = tomllib.loads(self.config.read_text())["factory"]["name"]
+        return found
 
     @property
     def log(self) -> str:

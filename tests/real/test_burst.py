@@ -131,6 +131,7 @@ def service(home: PrivatePool, ce: PrivatePool, pool_base: Path, condor: Install
     made = ServiceProcess(config)
     yield made
     made.end()
+    made.remove_local("here")
 
 
 def reader() -> str:
