@@ -18,13 +18,13 @@ run: $(SETUP)
 	@$(BIN)/python -m apf_elastic.demo $(ARGS)
 
 test: $(VENV)/.test
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest -n 4 --dist loadfile $(ARGS)
 
 check: $(VENV)/.test
 	@$(BIN)/ruff format --check --quiet $(CODE)
 	@$(BIN)/ruff check --quiet $(CODE)
 	@$(BIN)/mypy -p apf_elastic
-	@$(BIN)/python -m pytest -q -m "not real and not slow" -x $(ARGS)
+	@HYPOTHESIS_PROFILE=few $(BIN)/python -m pytest -q -m "not real and not slow" -n 2 $(ARGS)
 
 format: $(VENV)/.test
 	@$(BIN)/ruff format --quiet $(CODE)

@@ -208,6 +208,12 @@ class Actor:
         else:
             self.observer.soon("backend", endpoint.name)
 
+    def forget(self, answer: Answer) -> None:
+        """Of a call to an endpoint that is no longer configured only this stays: that it is no longer under way."""
+        if isinstance(answer.tag, Action):
+            for id in answer.tag.ids:
+                self.in_flight.pop(id, None)
+
     @staticmethod
     def _replies(answer: Answer, action: Action) -> Sequence[Reply]:
         """One reply per id: what raised, hung or forgot some of them leaves those uncertain."""

@@ -98,7 +98,7 @@ class Cycle:
     def tick(self) -> float:
         """Do what is due; returns the seconds until something is due again."""
         self.observer.ask()
-        self._renew_leases()
+        self.renew_leases()
         answers = self.observer.inbox.take()
         acted = self.file(answers)
         now = self.clock()
@@ -141,8 +141,9 @@ class Cycle:
         """File answers; True when a call of ours was answered."""
         acted = False
         for answer in answers:
-            if answer.endpoint not in self.observer.endpoints:
-                continue  # its endpoint was removed from the configuration
+            if answer.endpoint not in self.observer.endpoints:  # it was removed from the configuration
+                self.actor.forget(answer)
+                continue
             if answer.tag == "watch":
                 self.observer.answered(answer, self._stretch(answer.endpoint))
             elif answer.tag == "lease":
@@ -176,7 +177,8 @@ class Cycle:
             return 1.0
         return 1.0 if key in self._moving else QUIET_STRETCH
 
-    def _renew_leases(self) -> None:
+    def renew_leases(self) -> None:
+        """Tell every pool, where that is due, that we live."""
         now = self.clock()
         for key, endpoint in self.observer.endpoints.items():
             if endpoint.kind != "pool":

@@ -39,6 +39,15 @@ class Endpoint:
     def key(self) -> str:
         return f"{self.kind} {self.name}"
 
+    def close(self) -> None:
+        """Take no more calls. A plugin that cannot let go keeps nobody from going on."""
+        self.watch.close()
+        self.act.close()
+        try:
+            self.plugin.close()
+        except Exception:
+            log.debug("closing %s", self.key, exc_info=True)
+
 
 @dataclass(slots=True)
 class Observed:
@@ -246,9 +255,4 @@ class Observer:
 
     def close(self) -> None:
         for endpoint in self.endpoints.values():
-            endpoint.watch.close()
-            endpoint.act.close()
-            try:
-                endpoint.plugin.close()
-            except Exception:
-                log.debug("closing %s", endpoint.key, exc_info=True)
+            endpoint.close()

@@ -21,7 +21,7 @@ from apf_elastic.config import Config, ConfigError, PluginSpec
 from apf_elastic.contracts import Context
 from apf_elastic.cycle import Cycle
 from apf_elastic.health import Healths
-from apf_elastic.ledger import Ledger
+from apf_elastic.ledger import Ledger, LedgerError
 from apf_elastic.model import State
 from apf_elastic.observe import Endpoint, Observer
 from apf_elastic.workers import Inbox, InlineLane, Lane, Schedule, ThreadLane
@@ -135,9 +135,7 @@ def reconfigure(cycle: Cycle, old: Config, new: Config, make_lane: MakeLane = th
     cycle.settings = cycle.actor.settings = new.settings
     cycle.every_s = new.factory.cycle_s
     for endpoint in replaced:
-        endpoint.watch.close()
-        endpoint.act.close()
-        endpoint.plugin.close()
+        endpoint.close()
 
 
 # ---------------------------------------------------------------------------------------------------- running
@@ -240,13 +238,21 @@ def look(cycle: Cycle, patience_s: float) -> None:
 
 
 def run_once(cycle: Cycle, patience_s: float = 120.0) -> None:
-    """One cycle: look, decide, act, and wait for the answers of its calls."""
+    """One cycle: renew the leases, look, decide, act, and wait for the answers of its calls."""
+    cycle.renew_leases()
     look(cycle, patience_s)
     cycle.run()
     deadline = time.monotonic() + patience_s
-    while cycle.actor.in_flight and time.monotonic() < deadline:
+    while _under_way(cycle) and time.monotonic() < deadline:
         for endpoint in cycle.observer.endpoints.values():
             endpoint.act.expire()
         cycle.file(cycle.observer.inbox.take())
         cycle.observer.inbox.wait(0.05)
-    cycle.report()
+    try:
+        cycle.report()
+    except LedgerError as error:
+        cycle.trouble = str(error)
+
+
+def _under_way(cycle: Cycle) -> bool:
+    return bool(cycle.actor.in_flight) or not all(e.act.idle for e in cycle.observer.endpoints.values())

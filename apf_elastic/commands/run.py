@@ -58,6 +58,8 @@ def run(config: ConfigFile = None, verbose: Verbose = False) -> None:
             service.run()
     except StartError as error:
         raise fail(str(error), 2) from None
+    except LedgerError as error:
+        raise fail(str(error)) from None
     finally:
         ledger.close()
 
@@ -76,6 +78,8 @@ def once(config: ConfigFile = None, json: Json = False, verbose: Verbose = False
             raise fail(cycle.trouble)
     except StartError as error:
         raise fail(str(error), 2) from None
+    except LedgerError as error:
+        raise fail(str(error)) from None
     finally:
         ledger.close()
 
