@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from apf_elastic.health import Healths
-from apf_elastic.model import Breaker, Decision, Demand, Health, Resource, Seen, Unknown
+from apf_elastic.model import Breaker, Decision, Demand, Health, Resource, Seen, State, Unknown
 from apf_elastic.observe import Endpoint, Observer
 from apf_elastic.settings import Settings
 
@@ -45,12 +46,7 @@ def snapshot(
     observer: Observer, resources: Iterable[Resource], healths: Healths, settings: Settings, now: float
 ) -> Picture:
     """The state of the factory: queues with their demand and resources, endpoints with their last answer."""
-    counts: dict[tuple[str, str], dict[str, int]] = {}
-    for resource in resources:
-        for key in (("queue", resource.queue), ("backend", resource.backend), ("pool", resource.pool or "")):
-            states = counts.setdefault(key, {})
-            word = _state_word(resource)
-            states[word] = states.get(word, 0) + 1
+    counts = _counts(resources)
     queues = {name: _queue(observer, name, counts.get(("queue", name), {})) for name in settings.queues}
     for kind, name in counts:
         if kind == "queue" and name not in queues:
@@ -64,10 +60,16 @@ def snapshot(
     return Picture(values, essence)
 
 
-def _state_word(resource: Resource) -> str:
-    if resource.state.value == "ready":
-        return "busy" if resource.busy else "idle"
-    return resource.state.value
+def _counts(resources: Iterable[Resource]) -> dict[tuple[str, str], dict[str, int]]:
+    """Resources by state for each queue, backend and pool: ``("queue", "analysis") -> {"busy": 3}``."""
+    counts: dict[tuple[str, str], dict[str, int]] = {}
+    alike = Counter((r.queue, r.backend, r.pool or "", r.state, r.busy) for r in resources)
+    for (queue, backend, pool, state, busy), n in alike.items():
+        word = state.value if state is not State.READY else "busy" if busy else "idle"
+        for key in (("queue", queue), ("backend", backend), ("pool", pool)):
+            states = counts.setdefault(key, {})
+            states[word] = states.get(word, 0) + n
+    return counts
 
 
 def _queue(observer: Observer, name: str, states: dict[str, int]) -> dict[str, Any]:

@@ -277,7 +277,7 @@ def cpu_s(pid: int) -> dict[str, float]:
         fields = Path(f"/proc/{one}/stat").read_text().rpartition(")")[2].split()
         parts[name] = sum(int(fields[at]) for at in (11, 12, 13, 14)) / tick
         children = Path(f"/proc/{one}/task").glob("*/children")
-        todo += [(int(child), f"helper {child}") for file in children for child in file.read_text().split()]
+        todo += [(int(child), f"helper, pid {child}") for file in children for child in file.read_text().split()]
     return parts
 
 
@@ -336,8 +336,9 @@ def _text(ad: Mapping[str, object], more: str = "") -> str:
 
 
 def steady_table(resources: int, cpu_s_per_minute: float, parts: Mapping[str, float]) -> Table:
-    title = f"{resources} busy resources, {resources} waiting jobs, default settings, {MEASURE_S:.0f} s"
-    table = Table("CPU", "seconds per minute", "of a core", title=title)
+    title = f"{resources} busy resources, {resources} waiting jobs"
+    caption = f"default settings, {MEASURE_S:.0f} s; one helper each for source, pool and backend"
+    table = Table("CPU", "seconds per minute", "of a core", title=title, caption=caption)
     for name, seconds in sorted(parts.items(), key=lambda item: -item[1]):
         table.add_row(f"  {name}", f"{seconds:.2f}", f"{seconds / 0.6:.2f} %")
     table.add_row("apf-elastic, all together", f"{cpu_s_per_minute:.2f}", f"{cpu_s_per_minute / 0.6:.2f} %")

@@ -17,13 +17,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 
 from apf_elastic.backends.local import LocalBackend, LocalOptions
+from apf_elastic.commands import run
+from apf_elastic.config import load
 from apf_elastic.contracts import Context, Handle, Status
 from apf_elastic.embedded.store import Store, Task
-from apf_elastic.ledger import Ledger
+from apf_elastic.ledger import Ledger, LedgerError
 from apf_elastic.model import Resource
+from apf_elastic.service import inline_lane, make_cycle, reconfigure
 from tests.real.service import ServiceProcess, wait_until
+from tests.site import Site
 
 PATIENCE_S = 60.0
 
@@ -104,7 +109,7 @@ class Factory(ServiceProcess):
     def wait_for_busy(self, count: int) -> None:
         def busy() -> bool:
             found = self.status()["endpoints"] if self.ledger_path.exists() else []
-            return sum(e["resources"].get("busy", 0) for e in found if e["kind"] == "backend") == count
+            return bool(sum(e["resources"].get("busy", 0) for e in found if e["kind"] == "backend") == count)
 
         self.wait(busy, f"{count} resources are busy")
 
@@ -323,6 +328,58 @@ def _unknown(factory: Factory) -> str:
     return str(factory.status()["queues"]["q"].get("unknown", ""))
 
 
+# ------------------------------------------------------------------------------------------- without a process
+
+
+def test_a_call_to_a_backend_that_is_no_longer_configured_is_not_waited_for(tmp_path: Path) -> None:
+    site = Site(tmp_path)
+    site.submit(1)
+    site.outside()
+    observer = site.cycle.observer
+    observer.ask_all()
+    site.cycle.tick()
+    assert list(site.cycle.actor.in_flight.values()) == ["create"]
+    rest = {key: endpoint for key, endpoint in observer.endpoints.items() if endpoint.kind != "backend"}
+    observer.take_over(rest, observer.queues_of)
+    site.cycle.file(site.inbox.take())
+    assert site.cycle.actor.in_flight == {}
+    assert site.states() == {"intended": 1}
+    site.stop()
+
+
+def test_a_plugin_that_cannot_let_go_keeps_no_configuration_from_being_taken(
+    factory: Factory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(self: LocalBackend) -> None:
+        raise OSError("cannot let go")
+
+    old = load(factory.config)
+    factory.configure(limit=3)
+    new = load(factory.config)
+    with Ledger.open(old.factory.ledger, "proof") as ledger:
+        cycle = make_cycle(old, ledger, make_lane=inline_lane)
+        monkeypatch.setattr(LocalBackend, "close", fail)
+        reconfigure(cycle, old, new, inline_lane)
+        assert cycle.settings is new.settings
+
+
+@pytest.mark.parametrize(
+    ("command", "verb"),
+    [(run.run, "meta_get"), (run.once, "meta_get"), (run.once, "snapshot")],
+    ids=["run at once", "once at once", "once at the end"],
+)
+def test_a_ledger_that_fails_later_is_told_in_words(
+    factory: Factory, monkeypatch: pytest.MonkeyPatch, command: Callable[[Path], None], verb: str
+) -> None:
+    def fail(*anything: object) -> None:
+        raise LedgerError("the disk is full")
+
+    monkeypatch.setattr(Ledger, verb, fail)
+    with pytest.raises(typer.Exit) as ended:
+        command(factory.config)
+    assert ended.value.exit_code == 1
+
+
 # --------------------------------------------------------------------------------------------- once, and plan
 
 
@@ -334,6 +391,10 @@ def test_once_does_one_cycle_and_ends(factory: Factory) -> None:
     assert json.loads(done.stdout)["queues"]["q"]["actions"]
     assert {r.state.value for r in factory.live().values()} == {"submitted"}
     assert len(factory.live()) == 2
+    with closing(sqlite3.connect(factory.tasks / "embedded.sqlite")) as queue:
+        assert queue.execute("SELECT factory FROM leases").fetchall() == [("proof",)], (
+            "resources would end by themselves"
+        )
     again = factory.ask("once")
     assert (again.returncode, "0 created and 0 retired" in again.stdout) == (0, True), again.stdout
     assert factory.running() == set(factory.live()) == factory.directories()

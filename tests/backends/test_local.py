@@ -476,7 +476,7 @@ def test_delete_escalates_to_all_that_ignores_sigterm_without_blocking(kit: Loca
     assert all(map(is_running, stubborn))
     backend = kit.made_with(stop_grace_s=1.0)  # as after a restart: it knows since when
     poll(lambda: isinstance(backend.delete([Handle(id, None)])[0], Deleted), SOON_S)
-    assert not any(map(is_running, stubborn))
+    poll(lambda: not any(map(is_running, stubborn)), SOON_S)
     assert entry(backend, id).native == "killed"
 
 
