@@ -7,6 +7,7 @@ and what is shown is read from its ledger.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
 import signal
@@ -29,10 +30,12 @@ from rich.text import Text
 from apf_elastic.commands.watch import look, progress
 from apf_elastic.ledger import Ledger, LedgerError, Reader
 from apf_elastic.model import Resource
+from apf_elastic.testing.leftovers import end_local_resources
 
 #: The show is over after so long, whatever happens (seconds).
 PATIENCE_S = 240.0
 LOOK_S = 0.25
+PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,11 +118,18 @@ def run_service(show: Show) -> Iterator[subprocess.Popen[bytes]]:
             stderr=subprocess.STDOUT,
             env={**os.environ, **show.environment()},
             start_new_session=True,
+            preexec_fn=_end_with_us,
         )
     try:
         yield process
     finally:
         _stop(process)
+        end_local_resources(show.config.parent / "state" / "backend.here", "demo")
+
+
+def _end_with_us() -> None:
+    """In the child, before it becomes the service: the kernel sends it SIGTERM when the show is killed."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:

@@ -11,10 +11,9 @@ import tomllib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from apf_elastic.backends.local import LocalBackend, LocalOptions
-from apf_elastic.contracts import Context, Handle, Status
 from apf_elastic.ledger import Ledger, LedgerError
 from apf_elastic.model import Resource
+from apf_elastic.testing.leftovers import end_local_resources
 
 
 class ServiceProcess:
@@ -68,13 +67,7 @@ class ServiceProcess:
 
     def remove_local(self, backend: str) -> None:
         """Leave no process of a local backend behind, whatever became of the service."""
-        state = self.config.parent / "state" / f"backend.{backend}"
-        local = LocalBackend(backend, LocalOptions(stop_grace_s=0), Context(self.factory, state))
-        end = time.monotonic() + 20
-        while (alive := [e for e in local.list() if e.status is not Status.ENDED]) and time.monotonic() < end:
-            local.delete([Handle(entry.id, entry.remote_id) for entry in alive])
-            time.sleep(0.2)
-        local.close()
+        end_local_resources(self.config.parent / "state" / f"backend.{backend}", self.factory, backend)
 
     @property
     def factory(self) -> str:
