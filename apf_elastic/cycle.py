@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 LEASE_S = 60.0
 LEASE_RETRY_S = 10.0
 #: Asking pools and backends this much less often is enough where nothing is on its way or leaving.
-QUIET_STRETCH = 3.0
+QUIET_STRETCH = 4.0
 #: The status snapshot is written when it says something new, else so often.
 SNAPSHOT_S = 15.0
 SNAPSHOT_AT_MOST_S = 0.5

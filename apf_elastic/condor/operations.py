@@ -19,6 +19,9 @@ class Failure(Exception):
     """A complete sentence for the user."""
 
 
+_LITERALS = frozenset({int, float, str, bool})
+
+
 class Htcondor:
     """The bindings, of either generation, and the collector that is asked."""
 
@@ -69,7 +72,8 @@ class Htcondor:
         return self.classad.ExprTree(text)
 
     def plain(self, ad: Any) -> dict[str, Plain]:
-        return {name: self.value(ad, name) for name in ad}
+        # Most are literals: those need no evaluation, and a pool has thousands of ads.
+        return {name: value if type(value) in _LITERALS else self.value(ad, name) for name, value in ad.items()}
 
     def value(self, ad: Any, name: str) -> Plain:
         if name not in ad:

@@ -71,7 +71,7 @@ class PluginTable(Table):
         None,
         gt=0,
         description="how often it is asked; absent: 3 s for a source, 5 s for a pool or a backend (where"
-        " nothing is on its way or leaving, three times as long)",
+        " nothing is on its way or leaving, four times as long)",
     )
     timeout: Duration = Field(30.0, gt=0, description="how long one answer may take; later it is none")
 
