@@ -148,7 +148,7 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
 def _watch(show: Show, service: subprocess.Popen[bytes], console: Console) -> bool:
     """Show the live view until all work is done and every resource given back; False when that did not happen."""
     end = time.monotonic() + PATIENCE_S
-    painter = _Live(console) if console.is_terminal else _Lines(console)
+    painter = _Live(console) if console.is_terminal and not console.is_dumb_terminal else _Lines(console)
     with painter:
         while time.monotonic() < end and service.poll() is None:
             ledger = _ledger(show)

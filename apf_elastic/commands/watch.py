@@ -17,7 +17,7 @@ from rich.text import Text
 
 from apf_elastic.commands.options import ConfigFile, configuration
 from apf_elastic.commands.status import STOPPED_S, reading
-from apf_elastic.commands.words import STATES, age, clean, console, sentences
+from apf_elastic.commands.words import STATES, age, clean, console, fail, sentences
 from apf_elastic.ledger import Reader
 
 STYLE = {
@@ -40,11 +40,10 @@ def watch(
 ) -> None:
     """Watch a running service: demand, resources by state, the latest decisions. Ctrl-C ends the view only."""
     loaded = configuration(config)
-    with (
-        suppress(KeyboardInterrupt),
-        reading(loaded) as ledger,
-        Live(console=console(), auto_refresh=False, screen=False) as live,
-    ):
+    out = console()
+    if not out.is_terminal or out.is_dumb_terminal:
+        raise fail("watch needs a terminal that can move its cursor; elsewhere use: apf-elastic status")
+    with suppress(KeyboardInterrupt), reading(loaded) as ledger, Live(console=out, auto_refresh=False) as live:
         while True:
             live.update(look(ledger), refresh=True)
             time.sleep(every)
