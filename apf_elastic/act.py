@@ -195,6 +195,18 @@ class Actor:
         if not answer.late:
             for id in action.ids:
                 self.in_flight.pop(id, None)
+        try:
+            self._file(endpoint, action, answer)
+        except (AttributeError, TypeError, ValueError, KeyError) as error:  # a plugin's answer of the wrong form
+            self._file(
+                endpoint, action, replace(answer, value=None, error=f"answered something of the wrong form: {error}")
+            )
+        if action.verb in ("drain", "undrain"):
+            self.observer.soon("pool", endpoint.name)
+        else:
+            self.observer.soon("backend", endpoint.name)
+
+    def _file(self, endpoint: Endpoint, action: Action, answer: Answer) -> None:
         if action.verb == "create":
             self._file_create(endpoint, action, self._replies(answer, action))
         elif answer.error:
@@ -203,10 +215,6 @@ class Actor:
             self._file_delete(answer.value)
         else:
             self._file_drain(action, answer.value)
-        if action.verb in ("drain", "undrain"):
-            self.observer.soon("pool", endpoint.name)
-        else:
-            self.observer.soon("backend", endpoint.name)
 
     def forget(self, answer: Answer) -> None:
         """Of a call to an endpoint that is no longer configured only this stays: that it is no longer under way."""

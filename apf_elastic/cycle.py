@@ -120,13 +120,19 @@ class Cycle:
             self._act(now)
             self.report()
             if self.trouble:
-                log.warning("the ledger can be written again")
+                log.warning("cycles are complete again")
             self.trouble = ""
         except LedgerError as error:
-            if str(error) != self.trouble:
-                log.error("nothing is created or retired: %s", error)
-            self.trouble = str(error)
+            self._in_trouble(str(error))
+        except Exception as error:  # a defect of ours or of a plugin must not end the service, nor pass unseen
+            self._in_trouble(f"the cycle failed: {type(error).__name__}: {error}", error)
         return self.plan
+
+    def _in_trouble(self, trouble: str, defect: Exception | None = None) -> None:
+        """Nothing is created or retired until a cycle is complete again; told when it is news."""
+        if trouble != self.trouble:
+            log.error("nothing is created or retired: %s", trouble, exc_info=defect)
+        self.trouble = trouble
 
     def consider(self) -> Plan:
         """What a cycle would do on what is known now, without doing it."""

@@ -235,6 +235,27 @@ def test_a_ledger_that_cannot_be_written_stops_creation_and_recovers_by_itself(m
     assert (site.done, site.cycle.trouble) == (10, "")
 
 
+def test_a_defect_in_one_cycle_does_not_end_the_service_nor_pass_unseen(make: Callable[..., Site]) -> None:
+    site = make()
+    site.submit(10)
+    with patch("apf_elastic.cycle.decide", side_effect=ZeroDivisionError("in a step")):
+        site.step(5)
+        assert (created(site), site.cycle.trouble) == (0, "the cycle failed: ZeroDivisionError: in a step")
+    site.step(60)
+    assert (site.done, site.cycle.trouble) == (10, "")
+
+
+@pytest.mark.parametrize("garbage", [None, 7, "yes", [None], [Site], {"a": 1}])
+def test_an_answer_of_the_wrong_form_is_an_uncertain_one(make: Callable[..., Site], garbage: object) -> None:
+    site = make()
+    site.submit(3)
+    with patch("apf_elastic.testing.fakes.FakeBackend.create", lambda self, requests: garbage):
+        site.step(2)
+        assert set(site.states()) == {"intended"}
+    site.step(60)
+    assert (site.done, site.live) == (3, [])
+
+
 def test_what_never_joins_is_removed_and_stays_few(make: Callable[..., Site]) -> None:
     site = make(joins=False, backends={"cloud": BackendSettings("cloud", join_s=60)})
     site.submit(10)

@@ -373,7 +373,9 @@ class Glidein:
         """What no claim has: a partitionable slot shows only what is left of it, a static one is whole or taken."""
         open_ = [ad for ad in self._roots if ad.get("SlotType") == "Partitionable" or not _is_claimed(ad)]
         ends, now = _number(self._ad, "ApfElasticEnds"), _number(self._ad, "MyCurrentTime")
-        left = max(0, int(ends - now - self.age_s)) if ends is not None and now is not None else None
+        left = None
+        if ends is not None and now is not None:
+            left = max(0, int(ends - now - self.age_s)) // 60 * 60  # whole minutes: not news at every look
         return Shape(
             cores=_total(open_, "Cpus"),
             memory_mb=_total(open_, "Memory"),

@@ -108,7 +108,7 @@ def test_a_glidein_not_heard_of_for_long_is_not_counted_on_and_not_idle() -> Non
 
 def test_the_time_left_comes_from_the_nodes_own_clock() -> None:
     glidein = read_glidein([parent(ApfElasticEnds=int(NODE_NOW) + 600)], HEARD + 10)
-    assert glidein.slot(None, 60).free.walltime_s == 590
+    assert glidein.slot(None, 60).free.walltime_s == 540
 
 
 def test_several_static_slots_are_one_resource() -> None:
