@@ -12,7 +12,7 @@ from typing import Any
 
 from apf_elastic.confirm import DemandGuard, ListGuard
 from apf_elastic.contracts import Listed, Status
-from apf_elastic.model import Demand, Observation, Offering, Seen, Slot, Unknown
+from apf_elastic.model import Demand, JobGroup, Observation, Offering, Seen, Slot, Unknown
 from apf_elastic.workers import Answer, Inbox, Lane, Schedule
 
 log = logging.getLogger(__name__)
@@ -67,6 +67,14 @@ def essence(value: Any) -> Any:
     if isinstance(value, Demand):
         return value.status, value.notes, tuple((g.shape, g.waiting, g.running, g.held, g.waited) for g in value.groups)
     return value
+
+
+def _expect(values: Any, kind: type) -> Any:
+    """`values`, if all of them are of this kind; raises TypeError otherwise."""
+    for value in values:
+        if not isinstance(value, kind):
+            raise TypeError(f"{value!r:.80} where a {kind.__name__} belongs")
+    return values
 
 
 class Observer:
@@ -194,6 +202,8 @@ class Observer:
         doubts = []
         for queue in self.queues_of.get(endpoint.name, ()):
             demand = demands[queue]
+            _expect([demand], Demand)
+            _expect(demand.groups, JobGroup)
             guard = self._demand_guards.setdefault(queue, DemandGuard())
             doubt = guard.admit(demand, answer.asked_at)
             if doubt:
@@ -206,7 +216,7 @@ class Observer:
         return "; ".join(doubts)
 
     def _slots(self, endpoint: Endpoint, answer: Answer) -> str:
-        slots = {slot.id: slot for slot in answer.value}
+        slots = {slot.id: slot for slot in _expect(answer.value, Slot)}
         doubt = self._doubt(endpoint, frozenset(slots), answer.asked_at)
         new: Observation[Any] = Unknown(doubt, answer.asked_at) if doubt else Seen(slots, answer.asked_at)
         self._put(self.known.slots, endpoint.name, new)
@@ -214,6 +224,8 @@ class Observer:
 
     def _listing(self, endpoint: Endpoint, answer: Answer) -> str:
         entries, offerings = answer.value
+        _expect(entries, Listed)
+        _expect(offerings, Offering)
         listing = {entry.id: entry for entry in entries}
         alive = frozenset(entry.id for entry in entries if entry.status is not Status.ENDED)
         ended = frozenset(listing) - alive

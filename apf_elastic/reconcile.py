@@ -207,7 +207,11 @@ def _joined(resource: Resource, slot: Observation[Slot | None] | None, sight: Si
         return resource
     seen = slot.value
     if seen is None:
-        return replace(resource, slot=None) if resource.slot is not None else resource
+        if resource.slot is None:
+            return resource
+        # one that drains may be busy in truth: its time to leave counts from here, not from its drain
+        since = sight.now if resource.state is State.DRAINING else resource.changed_at
+        return replace(resource, slot=None, changed_at=since)
     if resource.state in (State.INTENDED, State.SUBMITTED, State.PENDING, State.STARTING):
         out.successes.append(Success(resource.backend, resource.offering, Stage.JOIN))
         return replace(resource, state=State.READY, changed_at=sight.now, joined_at=sight.now, slot=seen, reason="")

@@ -41,12 +41,14 @@ def watch(
     """Watch a running service: demand, resources by state, the latest decisions. Ctrl-C ends the view only."""
     loaded = configuration(config)
     out = console()
-    if not out.is_terminal or out.is_dumb_terminal:
-        raise fail("watch needs a terminal that can move its cursor; elsewhere use: apf-elastic status")
-    with suppress(KeyboardInterrupt), reading(loaded) as ledger, Live(console=out, auto_refresh=False) as live:
-        while True:
-            live.update(look(ledger), refresh=True)
-            time.sleep(every)
+    with suppress(KeyboardInterrupt), reading(loaded) as ledger:
+        look(ledger)
+        if not out.is_terminal or out.is_dumb_terminal:
+            raise fail("watch needs a terminal that can move its cursor; elsewhere use: apf-elastic status")
+        with Live(console=out, auto_refresh=False) as live:
+            while True:
+                live.update(look(ledger), refresh=True)
+                time.sleep(every)
 
 
 def look(ledger: Reader, above: RenderableType | None = None) -> RenderableType:
