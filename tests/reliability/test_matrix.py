@@ -27,6 +27,8 @@ from apf_elastic.testing.faults import (
 from tests.reliability.stage import Stage
 from tests.site import queue_settings
 
+pytestmark = pytest.mark.slow
+
 FAULTS: dict[str, Fault] = {
     "empty": Empty(),
     "truncated": Truncate(0.6),
