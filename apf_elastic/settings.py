@@ -55,9 +55,10 @@ class BackendUse:
 class Retirement:
     """When and how resources are given back.
 
-    `idle_s`: None takes the backend's expected start delay, 300 s if that is unknown. `budget` is the share of a
-    queue's joined resources that one cycle may start to drain (at least one). `hysteresis_s`: no retirement of an
-    offering so soon after its last create, and no create so soon after its last retirement, unless demand changed.
+    `idle_s`: None takes the offering's expected start delay, at least 90 s, 300 s if it is unknown. `budget` is the
+    share of a queue's joined resources that one cycle may start to drain (at least one). `hysteresis_s`: no retirement
+    of an offering so soon after its last create, and no create so soon after its last retirement, unless demand
+    changed.
     `drain_busy` lets a chain that asks for fewer drain busy resources too; their jobs still finish.
     """
 

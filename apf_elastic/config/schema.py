@@ -133,7 +133,7 @@ class RetirementTable(Table):
     """When and how resources that joined a pool are given back. Busy ones are never killed."""
 
     idle: Duration | None = Field(
-        None, description="idle for so long; absent: the backend's start delay, 5 min if unknown"
+        None, description="idle for so long; absent: the offering's start delay, at least 90 s, 5 min if unknown"
     )
     order: Order = Field(Order.NEWEST, strict=False, description="which of the idle ones leaves first")
     budget: Share = Field(0.5, description="share of the joined resources that one cycle may drain, at least one")

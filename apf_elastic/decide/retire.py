@@ -16,6 +16,9 @@ from apf_elastic.settings import Order, QueueSettings
 
 #: A boot time that nobody stated.
 START_S = 300.0
+#: However quick a start is: a pool of default settings matches jobs once a minute, and what sits idle between two
+#: matches is not idle.
+SHORTEST_IDLE_S = 90.0
 #: What ends by itself so soon needs no drain.
 ENDS_SOON_S = 60.0
 HOUR_S = 3600.0
@@ -102,7 +105,8 @@ class Leaving:
         if self.queue.retirement.idle_s is not None:
             return self.queue.retirement.idle_s
         offering = _find(self.caps.offerings.get(kind.backend, ()), kind.offering)
-        return offering.start_s if offering is not None and offering.start_s is not None else START_S
+        start_s = offering.start_s if offering is not None and offering.start_s is not None else START_S
+        return max(SHORTEST_IDLE_S, start_s)
 
     def in_order(self, resources: Iterable[Resource]) -> list[Resource]:
         match self.queue.retirement.order:
