@@ -85,7 +85,14 @@ def test_idle_ones_are_drained_after_their_time() -> None:
 
 @pytest.mark.parametrize(
     ("use_s", "queue_s", "start_s", "idle_s"),
-    [(50, 70, 90, 50), (None, 70, 90, 70), (None, None, 90, 90), (None, None, None, 300), (0, 70, 90, 0)],
+    [
+        (50, 70, 200, 50),
+        (None, 70, 200, 70),
+        (None, None, 200, 200),
+        (None, None, 5, 90),
+        (None, None, None, 300),
+        (0, 70, 200, 0),
+    ],
 )
 def test_the_idle_time_is_that_of_the_use_the_queue_or_the_start(
     use_s: float | None, queue_s: float | None, start_s: float | None, idle_s: float
